@@ -1,0 +1,64 @@
+"""Models: built from a configuration, read back from a file without any flags."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from reid.config import Config
+from reid.errors import InputError
+from reid.models.backbone import load_tensors
+from reid.models.published import from_published, is_published
+from reid.models.rrid import RRID
+
+
+def build_model(config: Config, num_classes: int) -> RRID:
+    """The configuration's model, untrained: images (N, 3, H, W) -> features (N, S, D)."""
+    return RRID(num_classes, config.stripes, config.backbone, config.relation, config.pooling, config.contrast,
+                config.ce_on)  # fmt: skip
+
+
+def load_model(path: str | Path) -> RRID:
+    """The model of a weights file, in eval mode, on the CPU; see read_weights for what is accepted."""
+    model, _ = read_weights(path)
+    return model
+
+
+def read_weights(path: str | Path) -> tuple[RRID, Config]:
+    """(model in eval mode, its configuration) of our weights.pth or of a state dict in the published layout.
+
+    The published layout says nothing of its input size: 384x128 is taken. Raises MissingInput, InputError.
+    """
+    content = load_tensors(Path(path))
+    if "format" in content:
+        missing = [k for k in ("config", "classes", "state") if k not in content]
+        if content["format"] != 1 or missing:
+            raise InputError(f"{path}: format {content['format']}, missing {missing or 'nothing'}; "
+                             "expected format 1 with config, classes, state")  # fmt: skip
+        config = Config.from_json(content["config"], str(path))
+        model = build_model(config, content["classes"])
+        fill(model, content["state"], path)
+    elif is_published(content):
+        state, stripes, num_classes = from_published(content)
+        config = Config(stripes=stripes)
+        model = build_model(config, num_classes)
+        fill(model, state, path)
+    else:
+        raise InputError(f"{path} is neither weights of this project nor of the published layout; "
+                         f"its first keys: {', '.join(map(str, list(content)[:3]))}")  # fmt: skip
+    return model.eval(), config
+
+
+def fill(model: torch.nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
+    """load_state_dict whose error says in one line what does not fit."""
+    own = model.state_dict()
+    shapes = [f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
+              for k in own if k in state and state[k].shape != own[k].shape]  # fmt: skip
+    # torch before 0.4.1 kept no batch counter; no result depends on it
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    foreign = [k for k in state if k not in own]
+    if shapes or missing or foreign:
+        first = (shapes + missing + foreign)[0]
+        raise InputError(f"{path} does not fit the model: {len(missing)} tensors missing, {len(foreign)} unknown, "
+                         f"{len(shapes)} of another shape (the first: {first}); is it another architecture or class count?")  # fmt: skip
+    model.load_state_dict(state, strict=False)

@@ -1,0 +1,123 @@
+"""ImageNet networks without pool and classifier, at output stride 16."""
+
+import hashlib
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from torch import Tensor, nn
+from torch.hub import load_state_dict_from_url
+from torchvision import models as torchvision_models
+
+from reid.config import BACKBONES
+from reid.errors import InputError, MissingInput
+
+PRETRAINED = Path("pretrained")
+CLASSIFIERS = ("fc.", "classifier.")  # torchvision's names for what stands behind the map
+
+
+def build_backbone(name: str) -> nn.Module:
+    """A network (N, 3, H, W) -> map (N, C, H/16, W/16), untrained; C is its attribute `channels`.
+
+    The last stage keeps the resolution (stride 1), so the map is twice as high and wide as torchvision's.
+    State names are torchvision's. Raises InputError for an unknown name.
+    """
+    if name not in BACKBONES:
+        raise InputError(f"backbone {name!r} is unknown; choose from {', '.join(BACKBONES)}")
+    network = getattr(torchvision_models, name)(weights=None)
+    return MobileNetMap(network) if name.startswith("mobilenet") else ResNetMap(network)
+
+
+class ResNetMap(nn.Module):
+    """torchvision's ResNet up to its last stage, that stage at stride 1."""
+
+    def __init__(self, network: torchvision_models.ResNet):
+        super().__init__()
+        first = network.layer4[0]
+        for convolution in (first.conv1, first.conv2, first.downsample[0]):
+            convolution.stride = (1, 1)
+        for name, part in list(network.named_children())[:-2]:  # all but avgpool and fc
+            self.add_module(name, part)
+        self.channels = network.fc.in_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.children():
+            x = part(x)
+        return x
+
+
+class MobileNetMap(nn.Module):
+    """torchvision's MobileNetV2 without its classifier, the last reduction undone."""
+
+    def __init__(self, network: torchvision_models.MobileNetV2):
+        super().__init__()
+        self.features = network.features
+        reductions = [m for m in self.features.modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2)]
+        reductions[-1].stride = (1, 1)
+        self.channels = network.last_channel
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.features(x)
+
+
+def imagenet_file(name: str, folder: Path = PRETRAINED) -> Path:
+    """The ImageNet weights of a backbone: a file in `folder`, else torchvision's, downloaded into it.
+
+    A file counts when its name begins with the backbone's. Raises InputError when several do, MissingInput
+    when there is none and the download fails.
+    """
+    files = sorted(p for p in folder.glob(f"{name}*.pth") if p.is_file())
+    if len(files) > 1:
+        raise InputError(f"{folder}/ holds several weights for {name}: {', '.join(p.name for p in files)}; "
+                         "keep one, or name it with --pretrained FILE")  # fmt: skip
+    if files:
+        return files[0]
+    url = torchvision_models.get_model_weights(name)["IMAGENET1K_V1"].url
+    try:
+        load_state_dict_from_url(url, model_dir=str(folder), map_location="cpu", check_hash=True, weights_only=True)
+    except (URLError, OSError, RuntimeError) as e:
+        raise MissingInput(
+            f"no ImageNet weights for {name}: {folder}/{name}*.pth is not there and the download of {url} failed ({e}). "
+            f"Put that file into {folder}/, or start from random weights with --pretrained none"
+        ) from e
+    return folder / url.rsplit("/", 1)[1]
+
+
+def load_tensors(path: Path) -> dict:
+    """A file of tensors and plain values; no code in it runs. Raises MissingInput, InputError."""
+    if not Path(path).is_file():
+        raise MissingInput(f"weights file {path} is not there")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # torch raises many kinds here: truncated zip, foreign classes, not a file of torch
+        reason = str(e).strip().splitlines()[0][:200] if str(e).strip() else type(e).__name__
+        raise InputError(f"{path} cannot be read as weights (damaged, or not plain tensors): {reason}") from e
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}, expected a state dict")
+    return content
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def load_pretrained(backbone: nn.Module, name: str, source: str) -> str:
+    """Fills `backbone` from source ('auto', 'none' or a file) and says in a line what it did.
+
+    Raises InputError when the file belongs to another network.
+    """
+    if source == "none":
+        return f"{name} starts from random weights"
+    path = imagenet_file(name) if source == "auto" else Path(source)
+    state = {k: v for k, v in load_tensors(path).items() if not k.startswith(CLASSIFIERS)}
+    own = backbone.state_dict()
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    wrong = [k for k in state if k not in own or state[k].shape != own[k].shape]
+    if missing or wrong:
+        raise InputError(
+            f"{path} does not fit {name}: {len(missing)} of {len(own)} tensors are missing, {len(wrong)} are foreign or "
+            f"of another shape (the first: {(missing + wrong)[0]}); give the file of this --backbone"
+        )
+    backbone.load_state_dict(state, strict=False)
+    return f"{name} starts from {path}"
