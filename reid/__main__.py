@@ -4,7 +4,7 @@ import importlib
 import sys
 
 from reid.config import Parser
-from reid.errors import InputError
+from reid.errors import reported
 
 # command -> (module with add_arguments(parser) and main(arguments) -> exit code, what it does)
 COMMANDS = {
@@ -17,24 +17,14 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = Parser(prog="python -m reid", description=__doc__)
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
-    for name, (_, what) in COMMANDS.items():
+    for name, (module, what) in COMMANDS.items():
         command = commands.add_parser(name, help=what, description=what)
-        command.add_argument("--debug", action="store_true", help="show tracebacks of input errors")
+        command.add_argument("--debug", action="store_true", default=False, help="show tracebacks of input errors")
         if name in argv[:1]:  # import only the room that is asked for
-            importlib.import_module(COMMANDS[name][0]).add_arguments(command)
+            importlib.import_module(module).add_arguments(command)
     arguments = parser.parse_args(argv)
-    return reported(importlib.import_module(COMMANDS[arguments.command][0]).main, arguments)
-
-
-def reported(run, arguments) -> int:
-    """run(arguments), with a user's mistake as one message and exit code 2 instead of a traceback."""
-    try:
-        return run(arguments)
-    except InputError as e:
-        if getattr(arguments, "debug", False):
-            raise
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+    run = importlib.import_module(COMMANDS[arguments.command][0]).main
+    return reported(lambda: run(arguments), arguments.debug)
 
 
 if __name__ == "__main__":

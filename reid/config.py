@@ -45,6 +45,7 @@ class Config:
     )
     erasing_probability: float = option(0.5, "data", "share of images erased (published: (1 + p) / 2)", minimum=0)
     num_workers: int = option(4, "run", "decoding threads", scripts=BOTH, minimum=0)
+    cache: str = option("auto", "run", "where decoded training images are kept", ("auto", "none", "ram", "gpu"))
 
     backbone: str = option("resnet50", "model", "torchvision network before the heads", BACKBONES)
     pretrained: str = option("auto", "model", "auto: pretrained/, then download; none; or a weights file")
@@ -220,7 +221,9 @@ def from_flags(given: dict[str, Any], base: Config | None = None) -> Config:
     if base is None:
         name = given.get("profile", "paper")
         if name not in PROFILES:
-            raise InputError(f"--profile {name} is unknown; choose from {', '.join(PROFILES)}{closest(name, [*PROFILES])}")
+            raise InputError(
+                f"--profile {name} is unknown; choose from {', '.join(PROFILES)}{closest(name, [*PROFILES])}"
+            )
         base = profile(name)
     return replace(base, **given)
 

@@ -14,8 +14,9 @@ from reid.models.rrid import RRID
 
 def build_model(config: Config, num_classes: int) -> RRID:
     """The configuration's model, untrained: images (N, 3, H, W) -> features (N, S, D)."""
-    return RRID(num_classes, config.stripes, config.backbone, config.relation, config.pooling, config.contrast,
-                config.ce_on)  # fmt: skip
+    return RRID(
+        num_classes, config.stripes, config.backbone, config.relation, config.pooling, config.contrast, config.ce_on
+    )
 
 
 def load_model(path: str | Path) -> RRID:
@@ -33,8 +34,10 @@ def read_weights(path: str | Path) -> tuple[RRID, Config]:
     if "format" in content:
         missing = [k for k in ("config", "classes", "state") if k not in content]
         if content["format"] != 1 or missing:
-            raise InputError(f"{path}: format {content['format']}, missing {missing or 'nothing'}; "
-                             "expected format 1 with config, classes, state")  # fmt: skip
+            raise InputError(
+                f"{path}: format {content['format']}, missing {missing or 'nothing'}; "
+                "expected format 1 with config, classes, state"
+            )
         config = Config.from_json(content["config"], str(path))
         model = build_model(config, content["classes"])
         fill(model, content["state"], path)
@@ -44,21 +47,27 @@ def read_weights(path: str | Path) -> tuple[RRID, Config]:
         model = build_model(config, num_classes)
         fill(model, state, path)
     else:
-        raise InputError(f"{path} is neither weights of this project nor of the published layout; "
-                         f"its first keys: {', '.join(map(str, list(content)[:3]))}")  # fmt: skip
+        raise InputError(
+            f"{path} is neither weights of this project nor of the published layout; "
+            f"its first keys: {', '.join(map(str, list(content)[:3]))}"
+        )
     return model.eval(), config
 
 
 def fill(model: torch.nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
     """load_state_dict whose error says in one line what does not fit."""
     own = model.state_dict()
-    shapes = [f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
-              for k in own if k in state and state[k].shape != own[k].shape]  # fmt: skip
+    shapes = [
+        f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
     # torch before 0.4.1 kept no batch counter; no result depends on it
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     foreign = [k for k in state if k not in own]
     if shapes or missing or foreign:
-        first = (shapes + missing + foreign)[0]
-        raise InputError(f"{path} does not fit the model: {len(missing)} tensors missing, {len(foreign)} unknown, "
-                         f"{len(shapes)} of another shape (the first: {first}); is it another architecture or class count?")  # fmt: skip
+        raise InputError(
+            f"{path} does not fit the model: {len(missing)} tensors missing, {len(foreign)} unknown, {len(shapes)} of "
+            f"another shape (the first: {(shapes + missing + foreign)[0]}); another architecture or class count?"
+        )
     model.load_state_dict(state, strict=False)

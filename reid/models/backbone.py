@@ -68,8 +68,10 @@ def imagenet_file(name: str, folder: Path = PRETRAINED) -> Path:
     """
     files = sorted(p for p in folder.glob(f"{name}*.pth") if p.is_file())
     if len(files) > 1:
-        raise InputError(f"{folder}/ holds several weights for {name}: {', '.join(p.name for p in files)}; "
-                         "keep one, or name it with --pretrained FILE")  # fmt: skip
+        raise InputError(
+            f"{folder}/ holds several weights for {name}: {', '.join(p.name for p in files)}; "
+            "keep one, or name it with --pretrained FILE"
+        )
     if files:
         return files[0]
     url = torchvision_models.get_model_weights(name)["IMAGENET1K_V1"].url
@@ -77,7 +79,7 @@ def imagenet_file(name: str, folder: Path = PRETRAINED) -> Path:
         load_state_dict_from_url(url, model_dir=str(folder), map_location="cpu", check_hash=True, weights_only=True)
     except (URLError, OSError, RuntimeError) as e:
         raise MissingInput(
-            f"no ImageNet weights for {name}: {folder}/{name}*.pth is not there and the download of {url} failed ({e}). "
+            f"no ImageNet weights for {name}: {folder}/{name}*.pth is not there and downloading {url} failed ({e}). "
             f"Put that file into {folder}/, or start from random weights with --pretrained none"
         ) from e
     return folder / url.rsplit("/", 1)[1]
@@ -116,7 +118,7 @@ def load_pretrained(backbone: nn.Module, name: str, source: str) -> str:
     wrong = [k for k in state if k not in own or state[k].shape != own[k].shape]
     if missing or wrong:
         raise InputError(
-            f"{path} does not fit {name}: {len(missing)} of {len(own)} tensors are missing, {len(wrong)} are foreign or "
+            f"{path} does not fit {name}: {len(missing)} of {len(own)} tensors missing, {len(wrong)} unknown or "
             f"of another shape (the first: {(missing + wrong)[0]}); give the file of this --backbone"
         )
     backbone.load_state_dict(state, strict=False)

@@ -43,8 +43,10 @@ def from_published(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[i
     def take(names: list[str], suffix: str) -> list[Tensor]:
         missing = [n + suffix for n in names if n + suffix not in left]
         if missing:
-            raise InputError(f"the published layout with stripes {stripes} lacks {len(missing)} tensors, "
-                             f"the first: {missing[0]}; the file is not a whole RRID model")  # fmt: skip
+            raise InputError(
+                f"the published layout with stripes {stripes} lacks {len(missing)} tensors, "
+                f"the first: {missing[0]}; the file is not a whole RRID model"
+            )
         return [left.pop(n + suffix) for n in names]
 
     for layer, names in published_names(stripes).items():

@@ -144,5 +144,7 @@ def check_height(height: int, stripes: Sequence[int]) -> None:
         below, above = rows // step * step * 16, (rows // step + 1) * step * 16
         good = [f"--h {h}" for h in (below, above, above + step * 16) if h]
         bad = next(n for n in stripes if rows % n)
-        raise InputError(f"map height {rows} (image height {height}) cannot be cut into {bad} stripes; "
-                         f"use {', '.join(good[:-1])} or {good[-1]}")  # fmt: skip
+        raise InputError(
+            f"map height {rows} (image height {height}) cannot be cut into {bad} stripes; "
+            f"use {', '.join(good[:-1])} or {good[-1]}"
+        )

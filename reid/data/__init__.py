@@ -1,0 +1,1 @@
+"""Data: what a dataset is, how it is made ready, how it becomes batches."""

@@ -1,0 +1,76 @@
+"""What happens to a batch after decoding: flip, erase, normalise, on whatever device the batch is.
+
+Every random number of a training step is drawn before, on the host, from (seed, epoch, step), for the whole
+global batch: so the device, the number of workers and the number of processes change nothing.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
+AREA, RATIO = (0.02, 0.2), (0.3, 1 / 0.3)  # erased share of the image; height to width of the patch
+
+
+class Augmentation(NamedTuple):
+    """Per image of a batch: whether to mirror it, and the box (empty for none) painted in one colour.
+
+    Erasing comes before mirroring, as published.
+    """
+
+    flip: np.ndarray  # (N,) bool
+    top: np.ndarray  # (N,) pixels, as left, height and width
+    left: np.ndarray
+    height: np.ndarray
+    width: np.ndarray
+    colour: np.ndarray  # (N, 3) uint8
+
+
+def draw_augmentation(
+    rng: np.random.Generator, n: int, h: int, w: int, probability: float, erasing: str
+) -> Augmentation:
+    """Random numbers for n images of h x w pixels.
+
+    erasing 'in_place': each image with this probability, the patch where it was drawn. 'published': with
+    (1 + probability) / 2, pasted with its corner at (own width, own height) and cut at the border.
+    A patch that does not fit the image is drawn again (Zhong et al. 2017, arXiv 1708.04896).
+    """
+    flip = rng.random(n) < 0.5
+    erase = rng.random(n) < (probability if erasing == "in_place" else (1 + probability) / 2)
+    height, width = np.zeros(n, int), np.zeros(n, int)
+    todo = np.arange(n)
+    while len(todo):
+        area = rng.uniform(*AREA, len(todo)) * h * w
+        ratio = rng.uniform(*RATIO, len(todo))
+        height[todo], width[todo] = np.sqrt(area * ratio), np.sqrt(area / ratio)
+        todo = todo[(height[todo] >= h) | (width[todo] >= w)]
+    height, width = height * erase, width * erase
+    top, left = rng.integers(0, h - height + 1), rng.integers(0, w - width + 1)
+    if erasing == "published":
+        top, left = height, width
+    return Augmentation(flip, top, left, height, width, rng.integers(0, 256, (n, 3), dtype=np.uint8))
+
+
+def augment(images: Tensor, a: Augmentation) -> Tensor:
+    """uint8 (N, 3, H, W) -> the same with its boxes painted, then mirrored; a new tensor."""
+
+    def on_device(x: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(x)).to(images.device, non_blocking=True)
+
+    top, left, height, width = (on_device(x)[:, None] for x in a[1:5])
+    rows = torch.arange(images.shape[2], device=images.device)
+    columns = torch.arange(images.shape[3], device=images.device)
+    inside_rows = (rows >= top) & (rows < top + height)  # (N, H)
+    inside_columns = (columns >= left) & (columns < left + width)  # (N, W)
+    box = (inside_rows[:, :, None] & inside_columns[:, None, :])[:, None]
+    erased = torch.where(box, on_device(a.colour)[:, :, None, None], images)
+    return torch.where(on_device(a.flip)[:, None, None, None], erased.flip(3), erased)
+
+
+def normalise(images: Tensor) -> Tensor:
+    """uint8 (N, 3, H, W) in 0..255 -> float32 with ImageNet's mean and deviation per channel."""
+    mean = torch.tensor(MEAN, device=images.device)[:, None, None]
+    std = torch.tensor(STD, device=images.device)[:, None, None]
+    return (images.float() / 255 - mean) / std

@@ -1,0 +1,195 @@
+"""Run folders and what every command needs around its work: the device, the log, atomic files."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from reid.config import Config, run_name, save_json
+from reid.errors import InputError, MissingInput
+
+
+def pick_device(gpus: tuple[int, ...]) -> torch.device:
+    """The CUDA device asked for; the CPU, with one warning line, where there is no CUDA."""
+    if not torch.cuda.is_available():
+        print(f"warning: no CUDA device here, so --gpus {' '.join(map(str, gpus))} runs on the CPU", file=sys.stderr)
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if len(gpus) != 1 or gpus[0] >= count:
+        raise InputError(f"--gpus {' '.join(map(str, gpus))}: give one device of 0..{count - 1}")
+    return torch.device("cuda", gpus[0])
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Context in which the backbone runs in `precision` (auto: bf16 on CUDA, fp32 on the CPU)."""
+    bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path in the same folder; what was written there replaces `path` when all went well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as f:
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if hasattr(os, "O_DIRECTORY"):  # the rename itself must survive a power cut
+        folder = os.open(path.parent, os.O_DIRECTORY)
+        os.fsync(folder)
+        os.close(folder)
+
+
+def write_json(path: Path, content: dict) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+class Run:
+    """One run's folder: config.json, versions.json, log.txt, metrics.jsonl, TensorBoard events."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.events = None
+
+    @classmethod
+    def create(cls, config: Config) -> "Run":
+        """A new folder exp_dir/dataset/name; where one exists a number is appended, and said."""
+        parent, name = Path(config.exp_dir) / config.dataset_type, run_name(config)
+        folder, number = parent / name, 1
+        while folder.exists():
+            number += 1
+            folder = parent / f"{name}-{number}"
+        if number > 1:
+            before = parent / (f"{name}-{number - 1}" if number > 2 else name)
+            state = "finished" if is_finished(before) else "unfinished, --resume would continue it"
+            print(f"{before} exists ({state}); this run goes to {folder}")
+        try:
+            folder.mkdir(parents=True)
+        except OSError as e:
+            raise InputError(f"cannot make the run folder {folder}: {e}; give a writable --exp_dir") from e
+        save_json(config, folder / "config.json")
+        return cls(folder)
+
+    def note_versions(self, fingerprint: str) -> None:
+        """Adds command, commit, packages, hardware and dataset fingerprint of this start to versions.json."""
+        path = self.folder / "versions.json"
+        starts = json.loads(path.read_text()) if path.exists() else []
+        packages = {n: installed(n) for n in ("torch", "torchvision", "numpy", "pillow", "h5py")}
+        starts.append(
+            {
+                "time": time.strftime("%Y-%m-%d %H:%M:%S"),
+                "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+                "commit": commit(),
+                "python": platform.python_version(),
+                "packages": packages,
+                "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+                "threads": torch.get_num_threads(),
+                "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+                "dataset_fingerprint": fingerprint,
+            }
+        )
+        write_json(path, starts)
+
+    def say(self, line: str) -> None:
+        """A line on the screen and in log.txt."""
+        tqdm.write(line)
+        with open(self.folder / "log.txt", "a") as f:
+            f.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+
+    def open_metrics(self, step: int) -> None:
+        """Starts recording after `step`; lines beyond it, of a run that went on and was cut, are dropped."""
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        with atomic_file(path) as temporary:
+            temporary.write_text("".join(line + "\n" for line in kept))
+        try:
+            with warnings.catch_warnings():  # tensorboardX touches protobuf and numpy names that warn
+                warnings.simplefilter("ignore")
+                from tensorboardX import SummaryWriter
+            self.events = SummaryWriter(str(self.folder), purge_step=step)
+        except ImportError:
+            self.say("tensorboardX is not installed: no TensorBoard events (metrics.jsonl has the same numbers)")
+
+    def record(self, step: int, values: dict[str, float]) -> None:
+        with open(self.folder / "metrics.jsonl", "a") as f:
+            f.write(json.dumps({"step": step, **values}) + "\n")
+        if self.events is not None:
+            for name, value in values.items():
+                self.events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self.events is not None:
+            self.events.close()
+
+
+def is_finished(folder: Path) -> bool:
+    """weights.pth is the last thing a run writes."""
+    return (folder / "weights.pth").is_file()
+
+
+def newest(folders: list[Path], wanted: Callable[[Path], bool]) -> Path | None:
+    found = [f for f in folders if f.is_dir() and wanted(f)]
+    return max(found, key=lambda f: f.stat().st_mtime, default=None)
+
+
+def find_unfinished(config: Config) -> Path:
+    """The run that --resume means: the named folder, else the newest unfinished one of this name."""
+    if config.resume != "newest":
+        folder = Path(config.resume)
+        if not (folder / "config.json").is_file():
+            raise MissingInput(f"--resume {folder}: no run is there (no config.json)")
+        return folder
+    parent, name = Path(config.exp_dir) / config.dataset_type, run_name(config)
+    numbered = [parent / name, *parent.glob(f"{name}-[0-9]*")]
+    folder = newest(numbered, lambda f: (f / "config.json").is_file() and not is_finished(f))
+    if folder is None:
+        raise MissingInput(
+            f"--resume: no unfinished run {parent / name}; runs there: "
+            f"{', '.join(sorted(p.name for p in parent.glob('*'))) or 'none'}"
+        )
+    return folder
+
+
+def newest_weights(exp_dir: str, dataset: str) -> Path:
+    """weights.pth of the newest finished run on a dataset."""
+    parent = Path(exp_dir) / dataset
+    folder = newest(list(parent.glob("*")), is_finished)
+    if folder is None:
+        raise MissingInput(
+            f"no finished run under {parent}; train one with train.py, or name a file with --pretrained_weights_dir"
+        )
+    return folder / "weights.pth"
+
+
+def installed(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def commit() -> str | None:
+    """The commit of the source, with '+' when files differ from it; None outside a checkout."""
+    try:
+        git = ["git", "-C", str(Path(__file__).parent)]
+        revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return revision.stdout.strip() + ("+" if changed.stdout else "")

@@ -1,0 +1,1 @@
+"""Training: the schedule, the checkpoint, the loop."""

@@ -1,0 +1,37 @@
+"""Train a model. Without flags: the paper's model on Market-1501; --profile demo for a first try."""
+
+import json
+import sys
+from pathlib import Path
+
+from reid.config import Config, Parser, add_flags, from_flags, given_flags
+from reid.errors import MissingInput, reported
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit codes: 0 trained, 1 the loss is not finite, 2 bad input, 130 stopped by a signal."""
+    parser = Parser(prog="train.py", description=__doc__)
+    add_flags(parser, "train")
+    given = given_flags(parser.parse_args(argv))
+
+    def work() -> int:
+        from reid.training.trainer import train  # after the flags, so that --help and typing errors answer at once
+
+        train(from_flags(given, stored_config(given.get("resume", "newest"))))
+        return 0
+
+    return reported(work, given.get("debug", False))
+
+
+def stored_config(resume: str) -> Config | None:
+    """The configuration of the run folder that --resume names, so that its flags need not be repeated."""
+    if resume == "newest":
+        return None
+    path = Path(resume) / "config.json"
+    if not path.is_file():
+        raise MissingInput(f"--resume {resume}: no run is there (no config.json)")
+    return Config.from_json(json.loads(path.read_text()), str(path))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
