@@ -1,0 +1,150 @@
+"""From what a source holds (a Plan) to a dataset folder: counts against the published ones, then images and JSON."""
+
+import json
+import os
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from reid.data.records import SUBSETS
+from reid.errors import InputError
+from reid.runs import atomic_file
+
+# identities and images of each subset as published; the classic CUHK03 sets have 20 splits of 1,367 and 100 identities
+PUBLISHED: dict[str, dict[str, tuple[int, int]]] = {
+    "market1501": {"trainval": (751, 12_936), "query": (750, 3_368), "gallery": (751, 15_913)},
+    "dukemtmc": {"trainval": (702, 16_522), "query": (702, 2_228), "gallery": (1_110, 17_661)},
+    "occluded_duke": {"trainval": (702, 15_618), "query": (519, 2_210), "gallery": (1_110, 17_661)},
+    "cuhk03": {"trainval": (767, 7_368), "query": (700, 1_400), "gallery": (700, 5_328)},
+    "cuhk03_detected": {"trainval": (767, 7_365), "query": (700, 1_400), "gallery": (700, 5_332)},
+    "msmt17_v1": {"trainval": (1_041, 32_621), "query": (3_060, 11_659), "gallery": (3_060, 82_161)},
+    "msmt17_v2": {"trainval": (1_041, 32_621), "query": (3_060, 11_659), "gallery": (3_060, 82_161)},
+}
+
+
+@dataclass
+class Split:
+    """Rows of Plan.images by subset. All images of an identity in trainval belong to trainval."""
+
+    trainval: list[int] = field(default_factory=list)
+    query: list[int] = field(default_factory=list)
+    gallery: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Plan:
+    """What a source holds: (name in the source, pid, 0-based camera) of each image, and who is in which subset."""
+
+    images: list[tuple[str, int, int]]
+    splits: list[Split]
+    num_cameras: int
+    dropped: Counter = field(default_factory=Counter)  # reason -> images
+    ignored: list[str] = field(default_factory=list)  # files that are no images
+    note: str = ""  # what is special about the test lists; becomes part of the protocol
+
+    def counts(self, split: int = 0) -> dict[str, tuple[int, int]]:
+        """{subset: (identities, images)}."""
+        rows = {s: getattr(self.splits[split], s) for s in SUBSETS}
+        return {s: (len({self.images[i][1] for i in rows[s]}), len(rows[s])) for s in SUBSETS}
+
+
+def table(name: str, plan: Plan) -> str:
+    """Counts of the plan beside the published ones."""
+    published = PUBLISHED.get(name, {})
+    lines = [f"{name:<16}{'identities':>10}{'published':>11}{'images':>11}{'published':>11}"]
+    for subset, (ids, images) in plan.counts().items():
+        known = [f"{n:,}" for n in published[subset]] if published else ["", ""]
+        lines.append(f"{subset:<16}{ids:>10,}{known[0]:>11}{images:>11,}{known[1]:>11}")
+    lines += [f"dropped: {count:,} {reason}" for reason, count in plan.dropped.items()]
+    if len(plan.splits) > 1:
+        lines.append(f"{len(plan.splits)} splits; the table shows the first")
+    if plan.note:
+        lines.append(f"note: {plan.note}")
+    if plan.ignored:
+        lines.append(f"ignored, no images: {', '.join(plan.ignored[:10])}"
+                     + (f", ... ({len(plan.ignored):,} in all)" if len(plan.ignored) > 10 else ""))  # fmt: skip
+    return "\n".join(lines)
+
+
+def assert_published(name: str, plan: Plan, source: Path) -> None:
+    """Raises InputError when the counts are not the published ones."""
+    published, found = PUBLISHED.get(name), plan.counts()
+    for subset, expected in (published or {}).items():
+        if found[subset] != expected:
+            raise InputError(
+                f"{source}: {subset} has {found[subset][0]:,} identities and {found[subset][1]:,} images, published "
+                f"are {expected[0]:,} and {expected[1]:,}; the source is incomplete, changed, or another dataset"
+            )
+
+
+def write(name: str, plan: Plan, folder: Path, place: Callable[[dict[str, list[Path]]], None]) -> None:
+    """Fills `folder`: images named {pid:08d}_{camera:04d}_{index:08d}, then splits.json, test.json, meta.json.
+
+    `place` brings each named image of the source to the given paths. meta.json comes last: with it a dataset is whole.
+    """
+    files: list[str] = []
+    seen: Counter = Counter()
+    wanted: dict[str, list[Path]] = defaultdict(list)
+    identities: list[list[list[str]]] = [
+        [[] for _ in range(plan.num_cameras)] for _ in range(1 + max(pid for _, pid, _ in plan.images))
+    ]
+    (folder / "images").mkdir(parents=True)
+    for original, pid, camid in plan.images:
+        file = f"{pid:08d}_{camid:04d}_{seen[pid, camid]:08d}{PurePosixPath(original).suffix.lower()}"
+        seen[pid, camid] += 1
+        files.append(file)
+        identities[pid][camid].append(file)
+        wanted[original].append(folder / "images" / file)
+    place(wanted)
+
+    rows = [[file, pid, camid] for file, (_, pid, camid) in zip(files, plan.images, strict=True)]
+    tests = [{s: [rows[i] for i in getattr(split, s)] for s in SUBSETS[1:]} for split in plan.splits]
+    splits = [{s: sorted({plan.images[i][1] for i in getattr(split, s)}) for s in SUBSETS} for split in plan.splits]
+    distractors = sorted(set(splits[0]["gallery"]) - set(splits[0]["query"])) if len(splits) == 1 else []
+    meta = {"name": name, "shot": "multiple", "num_cameras": plan.num_cameras, "distractors": distractors}
+    meta |= {"note": plan.note} if plan.note else {}
+    meta |= {"identities": identities, "sources": {f: row[0] for f, row in zip(files, plan.images, strict=True)}}
+    for file, content in (("splits.json", splits), ("test.json", tests), ("meta.json", meta)):
+        with atomic_file(folder / file) as temporary:
+            temporary.write_text(json.dumps(content))
+
+
+def build(folder: Path, fill: Callable[[Path], None]) -> None:
+    """fill(temporary folder), which then becomes `folder`; nothing is left behind when it fails.
+
+    A folder that is there already (raw data) gets images/ and the JSON files beside what it holds, meta.json last.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale(folder)
+        temporary = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+        try:
+            fill(temporary)
+            if not folder.exists():
+                os.rename(temporary, folder)
+            elif not (folder / "meta.json").exists():  # else another process was faster
+                if (folder / "images").exists():
+                    raise InputError(f"{folder} has images/ but no meta.json: an unfinished dataset or something "
+                                     "else; move it away")  # fmt: skip
+                for name in ("images", "splits.json", "test.json", "meta.json"):
+                    if (temporary / name).exists():
+                        os.rename(temporary / name, folder / name)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as e:
+        if isinstance(e, InputError):
+            raise
+        raise InputError(f"cannot write {folder}: {e}") from e
+
+
+def remove_stale(folder: Path) -> None:
+    """Removes what killed processes left half done."""
+    for stale in folder.parent.glob(f".{folder.name}.partial-*"):
+        try:
+            os.kill(int(stale.name.rpartition("-")[2]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(stale, ignore_errors=True)
+        except (ValueError, PermissionError):  # not ours
+            continue
