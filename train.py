@@ -15,9 +15,10 @@ def main(argv: list[str] | None = None) -> int:
     given = given_flags(parser.parse_args(argv))
 
     def work() -> int:
-        from reid.training.trainer import train  # after the flags, so that --help and typing errors answer at once
+        config = from_flags(given, stored_config(given.get("resume", "newest")))
+        from reid.training.trainer import train  # torch comes after the flags, so that typing errors answer at once
 
-        train(from_flags(given, stored_config(given.get("resume", "newest"))))
+        train(config)
         return 0
 
     return reported(work, given.get("debug", False))

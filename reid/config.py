@@ -234,8 +234,8 @@ def run_name(config: Config) -> str:
         return config.name
     changed = config.changes(profile(config.profile))
     changed.pop("dataset_type", None)  # the folder above the run already says it
-    parts = [f"{k}-{'-'.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in changed.items()]
-    return "_".join(parts).replace("/", "-") or config.profile
+    words = {k: "-".join(map(str, v)) if isinstance(v, tuple) else Path(str(v)).stem for k, v in changed.items()}
+    return "_".join(f"{k}-{v}" for k, v in words.items()) or config.profile
 
 
 def save_json(config: Config, path: Path) -> None:

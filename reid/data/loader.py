@@ -64,10 +64,11 @@ class ImageStore:
         self.pixels: Tensor | None = None
         cache = self.choose(cache)
         if cache != "none":
-            self.pixels = torch.empty((len(images), h, w, 3), dtype=torch.uint8)
+            kept = np.empty((len(images), h, w, 3), np.uint8)
             rows = tqdm(self.decoded(range(len(images))), "decoding", len(images), unit=" images", disable=None)
             for row, pixels in enumerate(rows):
-                self.pixels[row] = torch.from_numpy(pixels)
+                kept[row] = pixels
+            self.pixels = torch.from_numpy(kept)
             if cache == "gpu":
                 self.pixels = self.pixels.to(self.device)
 

@@ -46,6 +46,17 @@ class ResNetMap(nn.Module):
         return x
 
 
+class Depthwise(nn.Conv2d):
+    """A depthwise convolution that runs in float32 on the CPU, whose bf16 backward is slow: the whole training
+    step of MobileNetV2 takes 1.4 times as long with it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float()).to(x.dtype)
+
+
 class MobileNetMap(nn.Module):
     """torchvision's MobileNetV2 without its classifier, the last reduction undone."""
 
@@ -54,6 +65,9 @@ class MobileNetMap(nn.Module):
         self.features = network.features
         reductions = [m for m in self.features.modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2)]
         reductions[-1].stride = (1, 1)
+        for module in self.features.modules():
+            if isinstance(module, nn.Conv2d) and module.groups > 1:
+                module.__class__ = Depthwise  # the same weights and names, another forward
         self.channels = network.last_channel
 
     def forward(self, x: Tensor) -> Tensor:
