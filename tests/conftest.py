@@ -1,9 +1,14 @@
 """Shared material: $RRID_SHARED, else ../shared beside the project; tests that need it skip without it."""
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image as PILImage
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -14,3 +19,57 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip(f"shared material is not at {path} ($RRID_SHARED)")
     return path
+
+
+@pytest.fixture(scope="session")
+def script():
+    """script("train.py", "--h", "64", ...) runs one of the project's own scripts as a user does."""
+
+    def run(name: str, *arguments, cwd: Path = ROOT, **options) -> subprocess.CompletedProcess:
+        program = ["-m", name] if name == "reid" else [str(ROOT / name)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error::UserWarning"}
+        command = [sys.executable, *program, *map(str, arguments)]
+        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, **options)
+
+    return run
+
+
+def make_dataset(folder: Path, train_ids: int = 8, test_ids: int = 4, cameras: int = 2, shots: int = 2) -> Path:
+    """A small dataset in the JSON contract: an identity is a pair of colours, a camera a brightness."""
+    rng = np.random.default_rng(0)
+    (folder / "images").mkdir(parents=True)
+    identities, query, gallery = [], [], []
+    for pid in range(train_ids + test_ids):
+        upper, lower = rng.integers(40, 200, 3), rng.integers(40, 200, 3)
+        identities.append([[] for _ in range(cameras)])
+        for camid in range(cameras):
+            for shot in range(shots):
+                pixels = np.concatenate([np.tile(upper, (32, 32, 1)), np.tile(lower, (32, 32, 1))])
+                pixels = pixels + rng.normal(0, 20, pixels.shape) + 20 * camid
+                name = f"{pid:08d}_{camid:04d}_{shot:08d}.jpg"
+                PILImage.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / "images" / name)
+                identities[pid][camid].append(name)
+                if pid >= train_ids:
+                    (query if shot == 0 else gallery).append([name, pid, camid])
+    test = list(range(train_ids, train_ids + test_ids))
+    meta = {"name": folder.name, "shot": "multiple", "num_cameras": cameras, "identities": identities}
+    (folder / "meta.json").write_text(json.dumps(meta))
+    splits = [{"trainval": list(range(train_ids)), "query": test, "gallery": test}]
+    (folder / "splits.json").write_text(json.dumps(splits))
+    (folder / "test.json").write_text(json.dumps([{"query": query, "gallery": gallery}]))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """A folder of datasets that holds one, `tiny`; not to be changed by tests."""
+    datasets = tmp_path_factory.mktemp("datasets")
+    make_dataset(datasets / "tiny")
+    return datasets
+
+
+@pytest.fixture(scope="session")
+def small_run(tiny) -> list[str]:
+    """Flags of a training of seconds on `tiny`."""
+    return ["--dataset_type", "tiny", "--dataset_path", str(tiny), "--backbone", "resnet18", "--pretrained", "none",
+            "--h", "64", "--w", "32", "--stripes", "2", "--batch_size", "8", "--steps_per_log", "1"]  # fmt: skip

@@ -1,0 +1,273 @@
+"""Training through the real script: what it writes, that it learns, stops, resumes, and refuses."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, make_dataset
+
+from reid.config import Config
+from reid.models import build_model, load_model
+from reid.training import checkpoint
+from reid.training.schedule import rate_factor, total_steps
+
+
+def state_of(path):
+    return checkpoint.load(path)["state"]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def straight(script, small_run, tmp_path_factory):
+    """A straight run of 12 steps over two epochs (8 steps each)."""
+    logs = tmp_path_factory.mktemp("logs")
+    done = script("train.py", *small_run, "--max_steps", 12, "--exp_dir", logs, "--name", "straight")
+    assert done.returncode == 0, done.stderr
+    return logs / "tiny" / "straight", done
+
+
+def test_a_run_leaves_everything(straight):
+    folder, done = straight
+    names = {p.name for p in folder.iterdir()}
+    assert {"config.json", "versions.json", "log.txt", "metrics.jsonl", "checkpoint.pth", "weights.pth",
+            "weights.pth.sha256"} <= names  # fmt: skip
+    assert any(name.startswith("events.out") for name in names)
+    assert not [name for name in names if name.endswith(".tmp")]
+    config = Config.from_json(json.loads((folder / "config.json").read_text()), "config.json")
+    assert (config.max_steps, config.stripes, config.h) == (12, (2,), 64)
+    (start,) = json.loads((folder / "versions.json").read_text())
+    assert start["packages"]["torch"] == torch.__version__.split("+")[0] or start["packages"]["torch"]
+    assert len(start["dataset_fingerprint"]) == 64
+    assert "no CUDA device" in done.stderr or torch.cuda.is_available()
+    assert str(folder) in (folder / "log.txt").read_text()
+    assert not load_model(folder / "weights.pth").training
+
+
+def test_losses_start_where_they_must_and_fall(straight):
+    """2 classifiers a slot's q, a and b: three slots have 9; each begins at ln 8."""
+    steps = [m for m in metrics(straight[0]) if "loss" in m]
+    assert [m["step"] for m in steps] == list(range(1, 13))
+    assert steps[0]["cross_entropy"] == pytest.approx(9 * math.log(8), rel=0.01)
+    assert steps[0]["triplet"] > 3 * 0.5
+    for m in steps:
+        assert m["loss"] == pytest.approx(m["triplet"] + 2 * m["cross_entropy"], rel=1e-5)
+    assert np.mean([m["loss"] for m in steps[-3:]]) < np.mean([m["loss"] for m in steps[:3]])
+
+
+def test_same_seed_same_bits_and_another_seed_not(straight, script, small_run, tmp_path):
+    for seed, workers, cache in ((0, 0, "none"), (1, 4, "ram")):
+        done = script("train.py", *small_run, "--max_steps", 12, "--exp_dir", tmp_path, "--name", f"s{seed}", "--seed",
+                      seed, "--num_workers", workers, "--cache", cache)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        equal = same(state_of(tmp_path / "tiny" / f"s{seed}" / "weights.pth"), state_of(straight[0] / "weights.pth"))
+        assert equal == (seed == 0)
+
+
+def test_stopped_and_resumed_equals_straight(straight, small_run, tmp_path, script):
+    """SIGTERM in the middle of an epoch: the step is finished and saved; resuming gives the same bits."""
+    command = [sys.executable, str(ROOT / "train.py"), *small_run, "--max_steps", "12", "--exp_dir", str(tmp_path),
+               "--name", "cut"]  # fmt: skip
+    folder = tmp_path / "tiny" / "cut"
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (folder / "metrics.jsonl").exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert f"--resume {folder}" in said and "SIGTERM" in said
+    assert not (folder / "weights.pth").exists()
+    reached = checkpoint.load(folder / "checkpoint.pth")["step"]
+    assert 0 < reached < 12
+    done = script("train.py", "--resume", folder, "--dataset_path", small_run[3])
+    assert done.returncode == 0, done.stderr
+    assert f"after step {reached} of 12" in done.stdout
+    assert same(state_of(folder / "weights.pth"), state_of(straight[0] / "weights.pth"))
+    assert [m["step"] for m in metrics(folder) if "loss" in m] == list(range(1, 13))
+
+
+def test_existing_runs_are_kept(straight, script, small_run):
+    folder = straight[0]
+    before = (folder / "weights.pth").read_bytes()
+    flags = [*small_run, "--max_steps", 1, "--exp_dir", folder.parent.parent, "--name", "straight"]
+    done = script("train.py", *flags)
+    assert done.returncode == 0 and f"this run goes to {folder}-2" in done.stdout
+    assert (folder / "weights.pth").read_bytes() == before
+    assert is_run(folder.with_name("straight-2"))
+    done = script("train.py", *flags, "--resume")
+    assert done.returncode == 2 and "no unfinished run" in done.stderr
+
+
+def is_run(folder):
+    return (folder / "weights.pth").is_file()
+
+
+def test_changed_flags_are_refused_at_resume(straight, script, small_run, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("config.json", "checkpoint.pth"):
+        (folder / name).write_bytes((straight[0] / name).read_bytes())
+    done = script("train.py", "--resume", folder, "--dataset_path", small_run[3], "--lr", "0.5", "--margin", "2")
+    assert done.returncode == 2
+    assert "lr 0.01 -> 0.5" in done.stderr and "margin 1.2 -> 2.0" in done.stderr
+    content = bytearray((folder / "checkpoint.pth").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "checkpoint.pth").write_bytes(content)
+    done = script("train.py", "--resume", folder, "--dataset_path", small_run[3])
+    assert done.returncode == 2 and "damaged" in done.stderr
+
+
+def test_held_out_identities_choose_the_weights(script, small_run, tmp_path):
+    done = script("train.py", *small_run, "--train_set", "train", "--num_val", 3, "--epochs", 3, "--eval_every", 1,
+                  "--exp_dir", tmp_path, "--name", "val")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "tiny" / "val"
+    scores = [m["val_map"] for m in metrics(folder) if "val_map" in m]
+    assert len(scores) == 3 and all(0 < s <= 1 for s in scores)
+    best = checkpoint.load(folder / "best.pth")
+    assert best["map"] == max(scores) and best["classes"] == 5
+    assert same(best["state"], state_of(folder / "weights.pth"))
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--dataset_type", "market1501"], ["market1501", "--profile demo"]),
+    (["--split", "3"], ["splits.json", "--split 3"]),
+    (["--batch_size", "64"], ["needs 16 identities", "has 8"]),
+    (["--h", "80"], ["map height 5", "2 stripes"]),
+    (["--train_set", "train", "--num_val", "8"], ["--num_val 8"]),
+    (["--pretrained", "nowhere.pth"], ["nowhere.pth is not there"]),
+    (["--gpus", "0", "--cache", "gpu"], ["--cache ram"]),
+])  # fmt: skip
+def test_bad_input(script, small_run, tmp_path, flags, words):
+    done = script("train.py", *small_run, "--max_steps", 1, "--exp_dir", tmp_path, *flags)
+    assert done.returncode == 2, done.stderr
+    assert all(word in done.stderr for word in words) and "Traceback" not in done.stderr
+    assert "Traceback" in script("train.py", *small_run, "--exp_dir", tmp_path, "--debug", *flags).stderr
+
+
+def test_damaged_image_is_named(script, small_run, tmp_path):
+    folder = make_dataset(tmp_path / "tiny")
+    broken = sorted((folder / "images").iterdir())[3]
+    broken.write_bytes(broken.read_bytes()[:300])
+    for flags in (["--cache", "none", "--num_workers", 0], ["--cache", "ram"]):
+        done = script("train.py", *small_run, "--dataset_path", tmp_path, "--exp_dir", tmp_path / "logs", *flags)
+        assert done.returncode == 2 and broken.name in done.stderr, done.stderr
+
+
+def test_pretrained_file_is_found_and_checked(script, small_run, tmp_path):
+    """pretrained/ of the working folder; torchvision's classifier in it is dropped; a foreign file is refused."""
+    from torchvision.models import resnet18, resnet34
+
+    (tmp_path / "pretrained").mkdir()
+    torch.manual_seed(5)
+    network = resnet18()
+    torch.save(network.state_dict(), tmp_path / "pretrained" / "resnet18-test.pth")
+    flags = [*small_run, "--exp_dir", tmp_path, "--pretrained", "auto", "--max_steps", 1, "--base_lr", 0]
+    done = script("train.py", *flags, "--name", "auto", cwd=tmp_path)
+    assert done.returncode == 0 and "resnet18 starts from pretrained/resnet18-test.pth" in done.stdout, done.stderr
+    state = state_of(tmp_path / "tiny" / "auto" / "weights.pth")
+    assert torch.equal(state["base.layer4.1.conv2.weight"], network.layer4[1].conv2.weight.data)
+    torch.save(network.state_dict(), tmp_path / "pretrained" / "resnet18.pth")
+    done = script("train.py", *flags, cwd=tmp_path)
+    assert done.returncode == 2 and "several weights" in done.stderr
+    torch.save(resnet34().state_dict(), tmp_path / "other.pth")
+    done = script("train.py", *flags, "--pretrained", "other.pth", cwd=tmp_path)
+    assert done.returncode == 2 and "does not fit resnet18" in done.stderr
+
+
+def test_failed_download_says_what_to_do(tmp_path, monkeypatch):
+    from reid.models import backbone
+
+    def refuse(url, **_):
+        raise OSError("no route")
+
+    monkeypatch.setattr(backbone, "load_state_dict_from_url", refuse)
+    with pytest.raises(FileNotFoundError, match=r"resnet50-0676ba61\.pth failed \(no route\).*--pretrained none"):
+        backbone.imagenet_file("resnet50", tmp_path)
+
+
+def test_schedule():
+    """Of 80 epochs 39 run at the full rate, 20 at a tenth, 21 at a hundredth; --max_steps keeps the fractions."""
+    c = Config()
+    assert total_steps(c, 809) == 80 * 809
+    factors = [rate_factor(c, (e - 1) * 809, 80 * 809) for e in range(1, 81)]
+    np.testing.assert_allclose(factors, [1] * 39 + [0.1] * 20 + [0.01] * 21)
+    assert rate_factor(c, 39 * 809 - 1, 80 * 809) == 1
+    cut = Config(max_steps=1600, warmup_steps=100)
+    assert total_steps(cut, 809) == 1600
+    factors = [rate_factor(cut, s, 1600) for s in range(1600)]
+    np.testing.assert_allclose(factors[:100], np.arange(1, 101) / 100)
+    np.testing.assert_allclose(factors[100:780], 1)
+    np.testing.assert_allclose(factors[780:1180], 0.1)
+    np.testing.assert_allclose(factors[1180:], 0.01)
+
+
+def test_optimiser_groups_have_their_own_rates(straight):
+    groups = checkpoint.load(straight[0] / "checkpoint.pth")["optimizer"]["param_groups"]
+    assert [g["base"] for g in groups] == [1e-3, 1e-2]
+    assert groups[0]["lr"] == pytest.approx(groups[1]["lr"] / 10)
+    assert all(g["weight_decay"] == 5e-4 and g["momentum"] == 0.9 for g in groups)
+
+
+def test_not_finite_stops_before_the_step(script, small_run, tmp_path):
+    done = script("train.py", *small_run, "--max_steps", 6, "--lr", "1e30", "--exp_dir", tmp_path, "--name", "nan")
+    assert done.returncode == 1
+    assert "not finite" in done.stderr and "triplet" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_failed_save_keeps_the_last_good_file(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.pth"
+    checkpoint.save(path, {"step": 1, "state": {"w": torch.arange(5.0)}})
+    write = torch.save
+
+    def full(content, target):
+        write(content, target)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError):
+        checkpoint.save(path, {"step": 2, "state": {"w": torch.arange(6.0)}})
+    assert checkpoint.load(path)["step"] == 1
+    assert os.listdir(tmp_path) == ["checkpoint.pth"]
+
+
+@pytest.mark.parametrize("what, words", [
+    (lambda p: torch.save({"a": torch.ones(1)}, p), "neither weights of this project nor"),
+    (lambda p: p.write_bytes(b""), "cannot be read as weights"),
+    (lambda p: p.write_text("<html>"), "cannot be read as weights"),
+    (lambda p: torch.save([1, 2], p), "holds a list"),
+    (lambda p: torch.save({"format": 9}, p), "format 9"),
+    (lambda p: torch.save({"a": np.random.default_rng}, p), "cannot be read as weights"),
+])  # fmt: skip
+def test_weights_that_cannot_be_used(tmp_path, what, words):
+    path = tmp_path / "weights.pth"
+    what(path)
+    with pytest.raises(ValueError, match=words):
+        load_model(path)
+
+
+def test_weights_of_another_architecture_or_class_count(tmp_path):
+    config = Config(backbone="resnet18", stripes=(2,))
+    content = {"format": 1, "config": config.to_json(), "classes": 5, "state": build_model(config, 5).state_dict()}
+    for change in ({"classes": 6}, {"config": Config(backbone="resnet34", stripes=(2,)).to_json()},
+                   {"config": Config(backbone="resnet18", stripes=(3,)).to_json()}):  # fmt: skip
+        torch.save({**content, **change}, tmp_path / "weights.pth")
+        with pytest.raises(ValueError, match="does not fit the model"):
+            load_model(tmp_path / "weights.pth")
+    with pytest.raises(FileNotFoundError, match="is not there"):
+        load_model(Path("gone.pth"))
