@@ -138,6 +138,12 @@ def test_height_that_cannot_be_cut(height, stripes, words):
         RRID(0, stripes, "resnet18").eval()(torch.zeros(1, 3, height, 32))
 
 
+@pytest.mark.parametrize("wrong", [{"relation": "rest"}, {"pooling": "mean"}, {"stripes": (1,)}, {"backbone": "vgg"}])
+def test_unknown_variants(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong.values()))}".strip("(,)")):
+        RRID(0, **{"backbone": "resnet18", **wrong})
+
+
 def test_no_classifiers_cannot_train():
     with pytest.raises(ValueError, match="no classifiers"):
         RRID(0, (2,), "resnet18").train()(torch.randn(2, 3, 64, 32))

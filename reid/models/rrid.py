@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reid.config import Config
 from reid.errors import InputError
 from reid.models.backbone import build_backbone
 
@@ -77,6 +78,9 @@ class RRID(nn.Module):
         dim: int = 256,
     ):
         super().__init__()
+        Config(
+            stripes=tuple(stripes), relation=relation, pooling=pooling, contrast=contrast, ce_on=ce_on
+        )  # or InputError
         self.stripes, self.pooling, self.contrast, self.ce_on = tuple(stripes), pooling, contrast, ce_on
         parts, wholes = sum(self.stripes), len(self.stripes) if pooling != "none" else 0
         self.slots = parts + wholes
@@ -126,8 +130,8 @@ class RRID(nn.Module):
             total = p.sum(1, keepdim=True)
             parts.append(p)
             rests.append((total - p) / (n - 1))
-            mean_of_rest = self.contrast == "mean_of_rest"
-            contrasts.append((total - p_max[:, None]) / (n - 1) if mean_of_rest else total / n - p_max[:, None])
+            contrast = (total - p_max[:, None]) / (n - 1)  # the mean of what is not the maximum
+            contrasts.append(contrast if self.contrast == "mean_of_rest" else total / n - p_max[:, None])
         wholes = [whole[:, None]] * (self.slots - sum(self.stripes))
         return torch.cat(parts + wholes, 1), torch.cat(rests + contrasts, 1)[:, self.related]
 
@@ -142,9 +146,6 @@ def check_height(height: int, stripes: Sequence[int]) -> None:
     rows, step = -(-height // 16), math.lcm(*stripes)
     if rows % step:
         below, above = rows // step * step * 16, (rows // step + 1) * step * 16
-        good = [f"--h {h}" for h in (below, above, above + step * 16) if h]
+        good = " or ".join(f"--h {h}" for h in (below, above, above + step * 16) if h)
         bad = next(n for n in stripes if rows % n)
-        raise InputError(
-            f"map height {rows} (image height {height}) cannot be cut into {bad} stripes; "
-            f"use {', '.join(good[:-1])} or {good[-1]}"
-        )
+        raise InputError(f"map height {rows} (image height {height}) cannot be cut into {bad} stripes; use {good}")
