@@ -8,7 +8,7 @@ import argparse
 import difflib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,15 @@ class Config:
             return cls(**values)
         except InputError as e:
             raise InputError(f"{source}: {e}") from e
+
+    def for_evaluation(self) -> "Config":
+        """This training's data and model settings, with the defaults in all that only concerned the training."""
+        defaults = {
+            f.name: f.default
+            for f in fields(self)
+            if f.metadata["room"] == "run" or f.name in ("precision", "batch_size")
+        }
+        return replace(self, **defaults)
 
     def changes(self, other: "Config") -> dict[str, Any]:
         """Fields that change numbers and differ from `other`, with this configuration's values."""
@@ -240,6 +249,3 @@ def run_name(config: Config) -> str:
 
 def save_json(config: Config, path: Path) -> None:
     path.write_text(json.dumps(config.to_json(), indent=2) + "\n")
-
-
-__all__ = ["Config", "InputError", "asdict"]

@@ -177,6 +177,13 @@ def newest_weights(exp_dir: str, dataset: str) -> Path:
     return folder / "weights.pth"
 
 
+def evaluation_folder(weights: Path, config: Config) -> Path:
+    """eval-<dataset> in the run folder of the weights, else exp_dir/dataset/eval-<weights file name>."""
+    if (weights.parent / "config.json").is_file():
+        return weights.parent / f"eval-{config.dataset_type}"
+    return Path(config.exp_dir) / config.dataset_type / f"eval-{weights.stem}"
+
+
 def installed(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)

@@ -124,6 +124,6 @@ class ImageStore:
         return batch.to(self.device, non_blocking=True)
 
 
-def in_order(count: int, batch_size: int) -> list[range]:
-    """Indices 0..count-1 in batches."""
-    return [range(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
+def in_order(count: int, batch_size: int, start: int = 0) -> list[range]:
+    """Indices start..count-1 in batches."""
+    return [range(i, min(i + batch_size, count)) for i in range(start, count, batch_size)]
