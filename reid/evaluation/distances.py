@@ -1,30 +1,30 @@
 """Features -> distances, in blocks of query rows, float32, on the CPU or a GPU."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from reid.errors import InputError
 
 METRICS = ("euclidean", "cosine")
-BLOCK_BYTES = 1 << 28
+BLOCK_BYTES = 1 << 29
 COLUMNS = 1 << 16  # gallery rows turned to float32 at once
-UNIT_TOLERANCE = 1e-3  # float16 features of unit length are this close to it
+UNIT_TOLERANCE = 2e-3  # squared lengths of float16 features of unit length are this close to 1
 
 
 class Block(NamedTuple):
     """Rows start .. start + n of the distances: distance = keys + offsets.
 
     keys (n, G) rank a row exactly as the distances do, without the ties that adding the row's constant would
-    make in float32; the next block overwrites them. offsets (n, 1).
+    make in float32; the next block overwrites them. offsets (n, 1). Both are NumPy arrays where the device is the
+    CPU (torch's threads and NumPy's would slow each other down threefold), else tensors on the device.
     """
 
     start: int
-    keys: Tensor
-    offsets: Tensor
+    keys: Any
+    offsets: Any
 
 
 def blocks(
@@ -37,36 +37,53 @@ def blocks(
     """
     if metric not in METRICS:
         raise InputError(f"--metric {metric} is unknown; choose from {', '.join(METRICS)}")
-    q_all, g_all = (torch.from_numpy(x).to(device) for x in (query, gallery))
+    on_cpu = torch.device(device).type == "cpu"
+    q_all, g_all = (query, gallery) if on_cpu else (torch.from_numpy(x).to(device) for x in (query, gallery))
     q_square, g_square = squared_lengths(q_all), squared_lengths(g_all)
-    unit = all(bool(((s - 1).abs() < 2 * UNIT_TOLERANCE).all()) for s in (q_square, g_square))
-    if metric == "cosine" and not unit and not bool((q_square > 0).all() & (g_square > 0).all()):
+    unit = all(bool((abs(s - 1) < UNIT_TOLERANCE).all()) for s in (q_square, g_square))
+    if metric == "cosine" and not bool((q_square > 0).all() and (g_square > 0).all()):
         raise InputError("a feature has length zero, so it has no cosine; use --metric euclidean")
     rows = max(1, limit // (4 * len(gallery)))
-    keys = torch.empty(min(rows, len(query)), len(gallery), device=device)
+    shape = (min(rows, len(query)), len(gallery))
+    keys = np.empty(shape, np.float32) if on_cpu else torch.empty(shape, device=device)
     for start in range(0, len(query), rows):
-        q = q_all[start : start + rows].float()
-        offsets = torch.ones(len(q), 1, device=device)
+        q, length = as_float32(q_all[start : start + rows]), q_square[start : start + rows, None]
         if metric == "euclidean":
-            q = -2 * q
-            offsets = 2 * offsets if unit else q_square[start : start + rows, None]
+            q, offsets = -2 * q, length * 0 + 2 if unit else length
         else:
-            q = -q if unit else -q / q_square[start : start + rows, None].sqrt()
+            q, offsets = -q if unit else -q / length**0.5, length * 0 + 1
         block = keys[: len(q)]
         for c in range(0, len(gallery), COLUMNS):
-            g = g_all[c : c + COLUMNS].float()
-            products(q, g, block[:, c : c + COLUMNS])
-        if not unit:
-            block.add_(g_square) if metric == "euclidean" else block.div_(g_square.sqrt())
+            products(q, as_float32(g_all[c : c + COLUMNS]), block[:, c : c + COLUMNS])
+        if not unit and metric == "euclidean":
+            block += g_square
+        elif not unit:
+            block /= g_square**0.5
         yield Block(start, block, offsets)
 
 
-def squared_lengths(features: Tensor) -> Tensor:
-    return torch.cat([part.float().square().sum(1) for part in features.split(COLUMNS)])
+def as_float32(x):
+    return x.astype(np.float32, copy=False) if isinstance(x, np.ndarray) else x.float()
 
 
-def products(q: Tensor, g: Tensor, out: Tensor) -> None:
+def on_host(x) -> np.ndarray:
+    return x if isinstance(x, np.ndarray) else x.cpu().numpy()
+
+
+def row_maxima(x) -> np.ndarray:
+    return x.max(1) if isinstance(x, np.ndarray) else x.amax(1).cpu().numpy()
+
+
+def squared_lengths(features):
+    parts = [(as_float32(features[i : i + COLUMNS]) ** 2).sum(1) for i in range(0, len(features), COLUMNS)]
+    return np.concatenate(parts) if isinstance(features, np.ndarray) else torch.cat(parts)
+
+
+def products(q, g, out) -> None:
     """out = q g', in full float32 whatever the program has allowed for its training."""
+    if isinstance(q, np.ndarray):
+        np.matmul(q, g.T, out=out)
+        return
     allowed = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -74,3 +91,18 @@ def products(q: Tensor, g: Tensor, out: Tensor) -> None:
             torch.mm(q, g.T, out=out)
     finally:
         torch.set_float32_matmul_precision(allowed)
+
+
+def nearest(keys, k: int) -> np.ndarray:
+    """(n, k) columns of the k smallest entries of each row, in order."""
+    if not isinstance(keys, np.ndarray):
+        return keys.topk(k, largest=False).indices.cpu().numpy()
+    columns = np.empty((len(keys), k), np.int64)
+    width = keys.shape[1] // 8
+    for row, out in zip(keys, columns):
+        bound = np.inf
+        if width > k:  # so many minima of eight entries each are no larger than this, hence so many entries
+            bound = np.partition(row[: 8 * width].reshape(8, width).min(0), k - 1)[k - 1]
+        near = np.flatnonzero(row <= bound)
+        out[:] = near[np.argsort(row[near], kind="stable")[:k]]
+    return columns

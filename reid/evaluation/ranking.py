@@ -243,6 +243,8 @@ def count_within(distance: np.ndarray, rows: np.ndarray, values: np.ndarray) -> 
         if b - a > 2 * len(row).bit_length():  # measured: passes cost less up to about here
             counts[a:b] = np.sort(row).searchsorted(values[a:b], "right")
             continue
+        if a == b:
+            continue
         column = values[a:b, None]
         for start in range(0, len(row), COUNT_COLUMNS):
             inside = row[start : start + COUNT_COLUMNS] <= column

@@ -2,47 +2,68 @@
 
 import csv
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from reid.errors import InputError
-from reid.evaluation.distances import BLOCK_BYTES, blocks
+from reid.evaluation.conventions import CameraPairs, SingleGalleryShot
+from reid.evaluation.distances import BLOCK_BYTES, METRICS, blocks, on_host
 from reid.evaluation.features import Features
+from reid.evaluation.open_set import CONFIDENCE, mean_interval, open_set
 from reid.evaluation.ranking import Ranking, check_labels, join, rank_rows, same_person
+from reid.evaluation.rerank import K1, K2, WEIGHT, expand_queries, reciprocal_blocks
 from reid.runs import atomic_file, write_json
 
-AP, CMC = ("step", "trapezoid"), ("market1501", "allshots")
+AP = ("step", "trapezoid")
+CMC = ("market1501", "allshots", "cuhk03")
+QUERY_COLUMNS = ("name", "pid", "camid", "matches", "first_match", "ap", "inp")
 
 
 @dataclass(frozen=True)
 class Result:
-    """What an evaluation found: all measures of `ranking`, and how they were made."""
+    """What an evaluation found, and how. cmcs has every CMC that was made, each (K,), by its convention; open_set
+    (open_set.open_set) and cameras (conventions.CameraPairs) are None when not asked for."""
 
     ranking: Ranking
     features: Features
     conventions: dict[str, str]
+    cmcs: dict[str, np.ndarray]
+    open_set: dict[str, Any] | None
+    cameras: list[dict] | None
     seconds: float
+
+    @property
+    def aps(self) -> dict[str, np.ndarray]:
+        """(Q,) average precision in every convention."""
+        return {"step": self.ranking.ap, "trapezoid": self.ranking.ap_trapezoid}
 
     @property
     def ap(self) -> np.ndarray:
         """(Q,) in the chosen convention."""
-        return self.ranking.ap if self.conventions["ap"] == "step" else self.ranking.ap_trapezoid
+        return self.aps[self.conventions["ap"]]
 
     @property
     def cmc(self) -> np.ndarray:
-        return self.ranking.cmc if self.conventions["cmc"] == "market1501" else self.ranking.cmc_allshots
+        return self.cmcs[self.conventions["cmc"]]
 
     @property
     def mean_ap(self) -> float:
         return float(np.nanmean(self.ap))
 
+    @cached_property
+    def intervals(self) -> dict[str, list[float]]:
+        """95 % intervals by bootstrap over query identities: of map, and of rank1 of the market1501 CMC."""
+        rank1 = np.where(self.ranking.valid, self.ranking.first_match == 1, np.nan)
+        pids = self.features.query.pids
+        return {"map": mean_interval(self.ap, pids), "rank1": mean_interval(rank1, pids)}
+
     def to_json(self) -> dict[str, Any]:
         r = self.ranking
-        return {
+        content = {
             "map": self.mean_ap,
             "cmc": self.cmc.tolist(),
             "minp": r.mean_inp,
@@ -53,28 +74,60 @@ class Result:
             "weights": self.features.attrs.get("weights"),
             "dataset": self.features.attrs.get("dataset"),
             "time": round(self.seconds, 3),
+            "intervals": self.intervals,
+            "other_conventions": {
+                "map": {name: float(np.nanmean(ap)) for name, ap in self.aps.items()},
+                "cmc": {name: cmc.tolist() for name, cmc in self.cmcs.items()},
+            },
         }
+        return content | {k: getattr(self, k) for k in ("open_set", "cameras") if getattr(self, k) is not None}
 
     def __str__(self) -> str:
-        r = self.ranking
-        ranks = "  ".join(f"Rank-{k} {self.cmc[k - 1]:.2%}" for k in (1, 5, 10, 20) if k <= len(self.cmc))
-        left_out = f", {r.n_query - r.n_valid} without a match left out" if r.n_query > r.n_valid else ""
-        return (
-            f"mAP {self.mean_ap:.2%}  {ranks}  mINP {r.mean_inp:.2%}\n"
-            f"{r.n_query} queries{left_out}, {r.n_gallery} gallery images; "
-            + ", ".join(f"{k} {v}" for k, v in self.conventions.items())
-        )
+        r, sure = self.ranking, {k: f"[{low:.2%}, {high:.2%}]" for k, (low, high) in self.intervals.items()}
+        left_out = f", {r.n_query - r.n_valid} of them without a match left out" if r.n_query > r.n_valid else ""
+        lines = [
+            f"mAP {self.mean_ap:.2%}  {ranks(self.cmc)}  mINP {r.mean_inp:.2%}",
+            f"{r.n_query} queries{left_out}, {r.n_gallery} gallery images",
+            "conventions: " + ", ".join(f"{k} {v}" for k, v in self.conventions.items()),
+            *(f"  mAP {name:<12}{np.nanmean(ap):.2%}" for name, ap in self.aps.items()),
+            *(f"  CMC {name:<12}{ranks(cmc)}" for name, cmc in self.cmcs.items()),
+            f"{CONFIDENCE:.0%} intervals over query identities: mAP {sure['map']}, Rank-1 (market1501) {sure['rank1']}",
+        ]
+        if self.open_set:
+            o, metric = self.open_set, self.conventions["metric"]
+            low, high = o["threshold_interval"]
+            rates = ", ".join(f"{tpr:.2%} at {fpr}" for fpr, tpr in o["tpr"].items())
+            lines += [
+                f"true accepts at false accepts: {rates} ({o['n_same']} same, {o['n_different']} wrong pairs)",
+                f"threshold for {o['fpr']:g} false accepts: {metric} distance <= {o['threshold']:.4f} "
+                f"[{low:.4f}, {high:.4f}]",
+            ]
+        return "\n".join(lines + ([camera_table(self.cameras)] if self.cameras else []))
 
     def save(self, folder: Path) -> None:
         """result.json, and queries.csv with a line for each query."""
         write_json(folder / "result.json", self.to_json())
         r, query = self.ranking, self.features.query
+        camids = [""] * r.n_query if query.camids is None else query.camids
         with atomic_file(folder / "queries.csv") as temporary, open(temporary, "w", newline="") as f:
             out = csv.writer(f)
-            out.writerow(["name", "pid", "camid", "matches", "first_match", "ap", "inp"])
-            camids = [""] * r.n_query if query.camids is None else query.camids
+            out.writerow(QUERY_COLUMNS)
             for row in zip(query.names, query.pids, camids, r.matches, r.first_match, self.ap, r.inp):
                 out.writerow(["" if isinstance(v, float) and np.isnan(v) else v for v in row])
+
+
+def ranks(cmc: np.ndarray) -> str:
+    return "  ".join(f"Rank-{k} {cmc[k - 1]:.2%}" for k in (1, 5, 10, 20) if k <= len(cmc))
+
+
+def camera_table(rows: list[dict]) -> str:
+    """mAP / Rank-1 in percent, a line for each query camera, a column for each gallery camera."""
+    cells = {(row["query_camid"], row["gallery_camid"]): f"{row['map']:.1%}/{row['rank1']:.1%}" for row in rows}
+    queries, galleries = (sorted({pair[i] for pair in cells}) for i in (0, 1))
+    lines = ["mAP/Rank-1 of query camera (line) against gallery camera (column) alone"]
+    lines.append(f"{'':>6}" + "".join(f"{g:>14}" for g in galleries))
+    lines += [f"{q:>6}" + "".join(f"{cells.get((q, g), '-'):>14}" for g in galleries) for q in queries]
+    return "\n".join(lines)
 
 
 def evaluate(
@@ -82,24 +135,63 @@ def evaluate(
     ap: str = "step",
     cmc: str = "market1501",
     metric: str = "euclidean",
+    rerank: bool = False,
+    query_expansion: int = 0,
+    cameras: bool = True,
+    camera_pairs: bool = False,
+    fpr: float | None = None,
     device="cpu",
     limit: int = BLOCK_BYTES,
 ) -> Result:
-    """The Result of features. Memory beyond them stays near `limit` bytes for any gallery.
+    """The Result of features, in blocks of `limit` bytes, so that memory beyond the features stays near it.
 
-    Raises InputError for an empty side, labels that disagree, or no query with a match."""
+    ap, cmc, metric: conventions (contracts of each: Ranking, SingleGalleryShot, distances.blocks). rerank:
+    k-reciprocal encoding; query_expansion: of how many neighbours, 0 for none. cameras=False: nothing is junk.
+    camera_pairs: a table of camera against camera. fpr: pairs as an open set, with the threshold for this rate of
+    false accepts, on distances before re-ranking. Raises InputError for an empty side, labels that disagree, no
+    query with a match, unknown conventions.
+    """
     started = time.perf_counter()
-    for flag, value, choices in (("--ap", ap, AP), ("--cmc", cmc, CMC)):
+    for flag, value, choices in (("--ap", ap, AP), ("--cmc", cmc, CMC), ("--metric", metric, METRICS)):
         if value not in choices:
             raise InputError(f"{flag} {value} is unknown; choose from {', '.join(choices)}")
+    if not cameras:
+        sides = (replace(side, camids=None) for side in (features.query, features.gallery))
+        features = Features(*sides, features.attrs)
     query, gallery = features.query, features.gallery
     labels = check_labels(query.pids, gallery.pids, query.camids, gallery.camids)
+    if camera_pairs and labels[2] is None:
+        raise InputError("--camera_pairs needs camids, and these features have none")
     pairs = same_person(*labels)
-    on_cpu = torch.device(device).type == "cpu"
+    queries = query.features
+    if query_expansion:
+        queries = expand_queries(queries, gallery.features, query_expansion, metric, device, limit)
+    shots = SingleGalleryShot(*labels) if cmc == "cuhk03" else None
+    table = CameraPairs(pairs, labels[2], labels[3]) if camera_pairs else None
     parts = []
-    for block in blocks(query.features, gallery.features, metric, device, limit):
-        parts.append(rank_rows(block.keys.numpy() if on_cpu else block.keys, pairs, block.start))
+    for block in (reciprocal_blocks if rerank else blocks)(queries, gallery.features, metric, device, limit):
+        parts.append(rank_rows(block.keys, pairs, block.start))
+        if shots:
+            shots.add(on_host(block.keys), block.start)
+        if table:
+            table.add(block.keys, block.start)
     ranking = join(parts, len(query), len(gallery))
-    cameras = "none" if query.camids is None else "same camera is junk"
-    conventions = {"ap": ap, "cmc": cmc, "metric": metric, "cameras": cameras}
-    return Result(ranking, features, conventions, time.perf_counter() - started)
+    cmcs = {"market1501": ranking.cmc, "allshots": ranking.cmc_allshots}
+    conventions = {
+        "ap": ap,
+        "cmc": cmc,
+        "metric": metric,
+        "ties": "never flatter",
+        "junk": "none: no cameras" if labels[2] is None else "same pid and camera",
+        "reranking": f"k-reciprocal, k1 {K1}, k2 {K2}, lambda {WEIGHT}" if rerank else "none",
+        "query expansion": f"mean with {query_expansion} nearest" if query_expansion else "none",
+    }
+    return Result(
+        ranking,
+        features,
+        conventions,
+        cmcs | ({"cuhk03": shots.cmc()} if shots else {}),
+        open_set(queries, gallery.features, labels[0], pairs, fpr, metric, device, limit) if fpr is not None else None,
+        table.table() if table else None,
+        time.perf_counter() - started,
+    )

@@ -1,0 +1,20 @@
+"""python -m reid bench <subject>: one small file a subject, with add_arguments(parser) and main(args)."""
+
+import importlib
+
+SUBJECTS = {
+    "ranking": "our ranking beside the published evaluator, and whole evaluations in tiles",
+    "rerank": "sparse k-reciprocal re-ranking beside the dense form",
+}
+
+
+def add_arguments(parser) -> None:
+    subjects = parser.add_subparsers(dest="subject", metavar="subject", required=True)
+    for name, what in SUBJECTS.items():
+        importlib.import_module(f"reid.bench.{name}").add_arguments(
+            subjects.add_parser(name, help=what, description=what)
+        )
+
+
+def main(arguments) -> int:
+    return importlib.import_module(f"reid.bench.{arguments.subject}").main(arguments)

@@ -1,0 +1,102 @@
+"""Protocols that need more than the counts of a Ranking: CUHK03's single gallery shot, and camera against camera."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from reid.evaluation.ranking import CMC_RANKS, Pairs, Ranking, rank_rows
+
+
+class SingleGalleryShot:
+    """CMC of CUHK03's first protocol as its exact expectation. A query meets one random image of each gallery
+    identity, taken from other cameras only; usually the mean of ten such draws is reported.
+
+    With the query's own image at distance d, another identity stands before it with the probability p that its
+    image is within d: the share of its images that are. How many do is a sum of independent draws (a
+    Poisson-binomial variable), whose distribution is built up identity by identity.
+    """
+
+    def __init__(self, query_pids, gallery_pids, query_camids=None, gallery_camids=None):
+        self.order = np.argsort(gallery_pids, kind="stable")
+        self.pids, self.first = np.unique(gallery_pids[self.order], return_index=True)
+        self.query_pids, self.query_camids = query_pids, query_camids
+        self.gallery_camids = None if gallery_camids is None else gallery_camids[self.order]
+        self.rows: list[np.ndarray] = []
+
+    def add(self, distance: np.ndarray, start: int) -> None:
+        """Rows start .. start + n of the distances, (n, G)."""
+        ranks = min(CMC_RANKS, len(self.order))
+        for q, row in enumerate(distance, start):
+            own = np.searchsorted(self.pids, self.query_pids[q])
+            if own == len(self.pids) or self.pids[own] != self.query_pids[q]:
+                continue
+            row = row[self.order]
+            allowed = np.ones(len(row), bool)
+            if self.query_camids is not None:
+                allowed = self.gallery_camids != self.query_camids[q]
+            end = self.first[own + 1] if own + 1 < len(self.first) else len(row)
+            ours = np.arange(self.first[own], end)
+            ours = ours[allowed[ours]]
+            if not len(ours):
+                continue
+            within = (row <= row[ours, None]) & allowed
+            shots = np.add.reduceat(allowed, self.first, dtype=int)
+            p = np.add.reduceat(within, self.first, axis=1, dtype=int) / np.maximum(shots, 1)
+            p[:, own] = 0
+            before = np.zeros((len(ours), ranks))  # probability of k identities before the match, k < ranks
+            before[:, 0] = 1
+            for column in p.T[p.any(0)]:
+                moved = before * column[:, None]
+                before -= moved
+                before[:, 1:] += moved[:, :-1]
+            self.rows.append(before.mean(0).cumsum())
+
+    def cmc(self) -> np.ndarray:
+        """(K,) mean over the queries with a match."""
+        return np.mean(self.rows, axis=0)
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One gallery camera: its columns, and the pairs that lie in them."""
+
+    camid: int
+    columns: np.ndarray
+    pairs: Pairs
+
+
+class CameraPairs:
+    """mAP and Rank-1 for each query camera against each gallery camera alone: all other images are left out."""
+
+    def __init__(self, pairs: Pairs, query_camids: np.ndarray, gallery_camids: np.ndarray):
+        self.query_camids, self.cameras = query_camids, []
+        for camid in np.unique(gallery_camids):
+            columns = np.flatnonzero(gallery_camids == camid)
+            inside = gallery_camids[pairs.gallery] == camid
+            within = Pairs(pairs.query[inside], np.searchsorted(columns, pairs.gallery[inside]), pairs.junk[inside])
+            self.cameras.append(Camera(int(camid), columns, within))
+        self.parts: dict[int, list] = {camera.camid: [] for camera in self.cameras}
+
+    def add(self, distance, start: int) -> None:
+        for camera in self.cameras:
+            self.parts[camera.camid].append(rank_rows(distance[:, camera.columns], camera.pairs, start))
+
+    def table(self) -> list[dict]:
+        """A row for each pair of cameras with a match: query and gallery camera, queries, map, rank1."""
+        rows = []
+        for camera in self.cameras:
+            joined = [np.concatenate(x) for x in zip(*self.parts[camera.camid])]
+            ranking = Ranking(*joined, n_query=len(self.query_camids), n_gallery=len(camera.columns))
+            for camid in np.unique(self.query_camids):
+                chosen = ranking.valid & (self.query_camids == camid)
+                if chosen.any():
+                    rows.append(
+                        {
+                            "query_camid": int(camid),
+                            "gallery_camid": camera.camid,
+                            "queries": int(chosen.sum()),
+                            "map": float(ranking.ap[chosen].mean()),
+                            "rank1": float((ranking.first_match[chosen] == 1).mean()),
+                        }
+                    )
+        return rows
