@@ -3,8 +3,10 @@
 import sys
 from pathlib import Path
 
-from reid.config import Parser, add_flags, from_flags, given_flags, profile
+from reid.config import Config, Parser, add_flags, from_flags, given_flags, profile
 from reid.errors import reported
+
+SCORING = ("ap", "cmc", "metric", "rerank", "query_expansion", "no_cameras")  # each makes another result
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -15,13 +17,48 @@ def main(argv: list[str] | None = None) -> int:
     return reported(lambda: evaluate_weights(given), given.get("debug", False))
 
 
+def evaluate_features(config: Config) -> int:
+    """Anybody's features: the result goes beside a features.h5, else to exp_dir/features/."""
+    from reid.evaluation.features import read_features
+    from reid.runs import pick_device
+
+    path = Path(config.features)
+    features = read_features(path)
+    folder = path.parent if path.name == "features.h5" else Path(config.exp_dir, "features", path.stem)
+    return score(features, config, pick_device(config.gpus), folder)
+
+
+def score(features, config: Config, device, folder: Path) -> int:
+    """Prints and saves the Result; settings other than the defaults get a folder of their own."""
+    from reid.evaluation.results import evaluate
+
+    other = [(k, v) for k, v in config.changes(Config()).items() if k in SCORING]
+    folder = folder.with_name("_".join([folder.name, *(k if v is True else f"{k}-{v}" for k, v in other)]))
+    result = evaluate(
+        features,
+        config.ap,
+        config.cmc,
+        config.metric,
+        config.rerank,
+        config.query_expansion,
+        not config.no_cameras,
+        config.camera_pairs,
+        config.fpr,
+        device,
+    )
+    result.save(folder)
+    print(f"{result}\nresult in {folder}")
+    return 0
+
+
 def evaluate_weights(given: dict) -> int:
     asked = from_flags(given, profile("paper"))
+    if asked.features:
+        return evaluate_features(asked)
     # torch comes after the flags, so that typing errors answer at once
     from reid.data.loader import ImageStore, in_order
     from reid.data.prepare import open_dataset
     from reid.evaluation.features import extract_file
-    from reid.evaluation.results import evaluate
     from reid.models import read_weights
     from reid.models.backbone import sha256
     from reid.models.rrid import check_height
@@ -54,10 +91,7 @@ def evaluate_weights(given: dict) -> int:
         precision=config.precision,
         size=f"{config.h}x{config.w}",
     )
-    result = evaluate(features, device=device)
-    result.save(folder)
-    print(f"{result}\nresult in {folder}")
-    return 0
+    return score(features, config, device, folder)
 
 
 if __name__ == "__main__":

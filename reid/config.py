@@ -66,21 +66,41 @@ class Config:
     staircase_decay_multiply_factor: float = option(0.1, "training", "factor of a drop", minimum=0)
     momentum: float = option(0.9, "training", "SGD momentum", minimum=0)
     weight_decay: float = option(5e-4, "training", "L2 penalty on every parameter", minimum=0)
+    schedule: str = option("staircase", "training", "of the learning rate", ("staircase", "cosine"))
     margin: float = option(1.2, "training", "triplet margin", minimum=0)
     precision: str = option(
-        "auto", "training", "of the backbone; auto: bf16 on CUDA, fp32 on CPU", ("auto", "fp32", "bf16"), BOTH
+        "auto", "training", "of the backbone; auto: bf16 on CUDA, fp32 on CPU", ("auto", "fp32", "tf32", "bf16"), BOTH
     )
+    ghost_batch: int = option(0, "training", "images that share batch-norm statistics (0: the whole batch)", minimum=0)
+    compile: bool = option(False, "training", "torch.compile the backbone")
     seed: int = option(0, "training", "of weights, batches and augmentation", minimum=0)
     eval_every: int = option(5, "training", "epochs between validations (--train_set train)", minimum=1)
+
+    ap: str = option("step", "evaluation", "average precision", ("step", "trapezoid"), ("evaluate",))
+    cmc: str = option("market1501", "evaluation", "CMC", ("market1501", "allshots", "cuhk03"), ("evaluate",))
+    metric: str = option("euclidean", "evaluation", "distance", ("euclidean", "cosine"), ("evaluate",))
+    rerank: bool = option(False, "evaluation", "k-reciprocal re-ranking", scripts=("evaluate",))
+    query_expansion: int = option(
+        0, "evaluation", "queries become the mean with their N nearest gallery images", scripts=("evaluate",), minimum=0
+    )
+    no_cameras: bool = option(False, "evaluation", "nothing is junk", scripts=("evaluate",))
+    camera_pairs: bool = option(False, "evaluation", "a table of camera against camera", scripts=("evaluate",))
+    fpr: float = option(
+        1e-3, "evaluation", "rate of false accepts for the recommended threshold", scripts=("evaluate",), minimum=0
+    )
 
     gpus: tuple[int, ...] = option((0,), "run", "CUDA devices; without CUDA the CPU", scripts=BOTH, minimum=0)
     exp_dir: str = option("./logs", "run", "runs go to exp_dir/dataset/name", scripts=BOTH)
     name: str = option("", "run", "run name (default: the fields that differ from the profile)")
     resume: str = option("", "run", "continue the newest unfinished run of this name, or the given folder")
+    allow_changes: bool = option(False, "run", "resume although the configuration differs")
     steps_per_log: int = option(100, "run", "steps between lines in metrics.jsonl and TensorBoard", minimum=1)
     print_freq: int = option(10, "run", "steps between refreshes of the progress line", minimum=1)
     pretrained_weights_dir: str = option(
         "", "run", "weights file (default: the newest finished run)", scripts=("evaluate",)
+    )
+    features: str = option(
+        "", "run", "score a features file (.h5, .npz, layumi's .mat) instead of weights", scripts=("evaluate",)
     )
     debug: bool = option(False, "run", "show tracebacks of input errors", scripts=BOTH)
 
