@@ -14,6 +14,25 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="evaluate.py", description=__doc__)
     add_flags(parser, "evaluate")
     given = given_flags(parser.parse_args(argv))
+    return reported(lambda: start(given), given.get("debug", False))
+
+
+def start(given: dict) -> int:
+    """Scores features, or weights in this process or in one for each of several GPUs."""
+    asked = from_flags(given, profile("paper").for_evaluation())
+    if asked.features:
+        return evaluate_features(asked)
+    import torch  # after the flags, so that typing errors answer at once
+
+    from reid.processes import launch, world
+
+    if len(asked.gpus) > 1 and world().size == 1 and torch.cuda.is_available():
+        return launch(evaluate_one, given, len(asked.gpus))
+    return evaluate_one(given)
+
+
+def evaluate_one(given: dict) -> int:
+    """One process's part of the work."""
     return reported(lambda: evaluate_weights(given), given.get("debug", False))
 
 
@@ -44,7 +63,7 @@ def score(features, config: Config, device, folder: Path) -> int:
         not config.no_cameras,
         config.camera_pairs,
         config.fpr,
-        device,
+        device if device.type == "cuda" else None,
     )
     result.save(folder)
     print(f"{result}\nresult in {folder}")
@@ -52,46 +71,47 @@ def score(features, config: Config, device, folder: Path) -> int:
 
 
 def evaluate_weights(given: dict) -> int:
-    asked = from_flags(given, profile("paper"))
-    if asked.features:
-        return evaluate_features(asked)
-    # torch comes after the flags, so that typing errors answer at once
+    import torch
+
     from reid.data.loader import ImageStore, in_order
     from reid.data.prepare import open_dataset
     from reid.evaluation.features import extract_file
     from reid.models import read_weights
     from reid.models.backbone import sha256
     from reid.models.rrid import check_height
+    from reid.processes import connected, part_of
     from reid.runs import evaluation_folder, newest_weights, pick_device
 
+    asked = from_flags(given, profile("paper").for_evaluation())
     weights = Path(asked.pretrained_weights_dir or newest_weights(asked.exp_dir, asked.dataset_type))
     model, trained = read_weights(weights)
     config = from_flags(given, trained.for_evaluation())
     check_height(config.h, config.stripes)
     device = pick_device(config.gpus)
-    dataset = open_dataset(config.dataset_type, config.dataset_path, config.split)
-    folder = evaluation_folder(weights, config)
-    print(f"{weights} on {dataset}")
+    with connected(device) as here:
+        dataset = open_dataset(config.dataset_type, config.dataset_path, config.split)
+        folder = evaluation_folder(weights, config)
+        images = [*dataset.query, *dataset.gallery]
+        store = ImageStore(images, config.h, config.w, config.num_workers, device=device)
 
-    images = [*dataset.query, *dataset.gallery]
-    store = ImageStore(images, config.h, config.w, config.num_workers, device=device)
+        def load(start: int):
+            return store.batches([part_of(rows, here) for rows in in_order(len(images), config.batch_size, start)])
 
-    def load(start: int):
-        return store.batches(in_order(len(images), config.batch_size, start))
-
-    features = extract_file(
-        folder / "features.h5",
-        model.to(device),
-        load,
-        dataset.query,
-        dataset.gallery,
-        device,
-        sha256(weights),
-        dataset.fingerprint,
-        precision=config.precision,
-        size=f"{config.h}x{config.w}",
-    )
-    return score(features, config, device, folder)
+        if here.first:
+            print(f"{weights} on {dataset}")
+        features = extract_file(
+            folder / "features.h5",
+            model.to(device, memory_format=torch.channels_last),
+            load,
+            dataset.query,
+            dataset.gallery,
+            device,
+            sha256(weights),
+            dataset.fingerprint,
+            precision=config.precision,
+            size=f"{config.h}x{config.w}",
+        )
+        return score(features, config, device, folder) if here.first else 0
 
 
 if __name__ == "__main__":

@@ -13,15 +13,30 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="train.py", description=__doc__)
     add_flags(parser, "train")
     given = given_flags(parser.parse_args(argv))
+    return reported(lambda: start(given), given.get("debug", False))
+
+
+def start(given: dict) -> int:
+    """Trains in this process, or in one for each of several GPUs."""
+    config = from_flags(given, stored_config(given.get("resume", "newest")))
+    import torch  # after the flags, so that typing errors answer at once
+
+    from reid.processes import launch, world
+
+    if len(config.gpus) > 1 and world().size == 1 and torch.cuda.is_available():
+        return launch(train_one, config, len(config.gpus))
+    return train_one(config)
+
+
+def train_one(config: Config) -> int:
+    """The training of one process. Exit codes as in main."""
+    from reid.training.trainer import train
 
     def work() -> int:
-        config = from_flags(given, stored_config(given.get("resume", "newest")))
-        from reid.training.trainer import train  # torch comes after the flags, so that typing errors answer at once
-
         train(config)
         return 0
 
-    return reported(work, given.get("debug", False))
+    return reported(work, config.debug)
 
 
 def stored_config(resume: str) -> Config | None:

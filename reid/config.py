@@ -147,7 +147,7 @@ class Config:
             for f in fields(self)
             if f.metadata["room"] == "run" or f.name in ("precision", "batch_size")
         }
-        return replace(self, **defaults)
+        return replace(self, **defaults, batch_sample=1)  # K is the training's
 
     def changes(self, other: "Config") -> dict[str, Any]:
         """Fields that change numbers and differ from `other`, with this configuration's values."""
@@ -165,9 +165,13 @@ PROFILES: dict[str, dict[str, Any]] = {
         "dataset_type": "demo",
         "h": 192,
         "w": 64,
-        "backbone": "resnet18",
+        "backbone": "mobilenet_v2",
         "pretrained": "none",
         "num_val": 12,
+        "lr": 0.02,
+        "base_lr": 0.02,
+        "max_steps": 200,
+        "warmup_steps": 20,
     },
 }
 

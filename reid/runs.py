@@ -17,21 +17,36 @@ from tqdm import tqdm
 
 from reid.config import Config, run_name, save_json
 from reid.errors import InputError, MissingInput
+from reid.processes import world
 
 
 def pick_device(gpus: tuple[int, ...]) -> torch.device:
     """The CUDA device asked for; the CPU, with one warning line, where there is no CUDA."""
     if not torch.cuda.is_available():
-        print(f"warning: no CUDA device here, so --gpus {' '.join(map(str, gpus))} runs on the CPU", file=sys.stderr)
+        if world().first:
+            print(
+                f"warning: no CUDA device here, so --gpus {' '.join(map(str, gpus))} runs on the CPU", file=sys.stderr
+            )
         return torch.device("cpu")
-    count = torch.cuda.device_count()
-    if len(gpus) != 1 or gpus[0] >= count:
-        raise InputError(f"--gpus {' '.join(map(str, gpus))}: give one device of 0..{count - 1}")
-    return torch.device("cuda", gpus[0])
+    count, here = torch.cuda.device_count(), world()
+    if here.size > 1 and len(gpus) < here.size:  # torchrun without --gpus: a device each
+        gpus = tuple(range(count))
+    number = gpus[here.local] if here.local < len(gpus) else count
+    if number >= count:
+        raise InputError(
+            f"--gpus {' '.join(map(str, gpus))}: this machine has devices 0 to {count - 1}, and each of "
+            "its processes needs one"
+        )
+    device = torch.device("cuda", number)
+    torch.cuda.set_device(device)
+    torch.backends.cudnn.deterministic = True  # the same seed gives the same bits
+    return device
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """Context in which the backbone runs in `precision` (auto: bf16 on CUDA, fp32 on the CPU)."""
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
     bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
@@ -60,11 +75,25 @@ def write_json(path: Path, content: dict) -> None:
 
 
 class Run:
-    """One run's folder: config.json, versions.json, log.txt, metrics.jsonl, TensorBoard events."""
+    """One run's folder: config.json, versions.json, log.txt, metrics.jsonl, TensorBoard events.
 
-    def __init__(self, folder: Path):
+    Of several processes only the first writes; for the others (`silent`) all methods do nothing.
+    """
+
+    def __init__(self, folder: Path, silent: bool = False):
         self.folder = folder
+        self.silent = silent
         self.events = None
+
+    @classmethod
+    def open(cls, config: Config, first: bool = True) -> "Run":
+        """A new run, or the one that config.resume means. Processes that are not the first call it after the first."""
+        if config.resume:
+            folder = find_unfinished(config)
+            for stale in folder.glob(".*.tmp") if first else ():  # of a process that was killed while it wrote
+                stale.unlink()
+            return cls(folder, not first)
+        return cls.create(config) if first else cls(Path(config.exp_dir), silent=True)
 
     @classmethod
     def create(cls, config: Config) -> "Run":
@@ -87,6 +116,8 @@ class Run:
 
     def note_versions(self, fingerprint: str) -> None:
         """Adds command, commit, packages, hardware and dataset fingerprint of this start to versions.json."""
+        if self.silent:
+            return
         path = self.folder / "versions.json"
         starts = json.loads(path.read_text()) if path.exists() else []
         packages = {n: installed(n) for n in ("torch", "torchvision", "numpy", "pillow", "h5py")}
@@ -107,12 +138,16 @@ class Run:
 
     def say(self, line: str) -> None:
         """A line on the screen and in log.txt."""
+        if self.silent:
+            return
         tqdm.write(line)
         with open(self.folder / "log.txt", "a") as f:
             f.write(f"{time.strftime('%H:%M:%S')} {line}\n")
 
     def open_metrics(self, step: int) -> None:
         """Starts recording after `step`; lines beyond it, of a run that went on and was cut, are dropped."""
+        if self.silent:
+            return
         path = self.folder / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if json.loads(line)["step"] <= step]
@@ -127,6 +162,8 @@ class Run:
             self.say("tensorboardX is not installed: no TensorBoard events (metrics.jsonl has the same numbers)")
 
     def record(self, step: int, values: dict[str, float]) -> None:
+        if self.silent:
+            return
         with open(self.folder / "metrics.jsonl", "a") as f:
             f.write(json.dumps({"step": step, **values}) + "\n")
         if self.events is not None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from golden.state import make_images, make_state
 
-from reid.losses import batch_hard_triplet, identity_loss
+from reid.losses import batch_hard_triplet, identity_loss, objective
 from reid.models import load_model, read_weights
 from reid.models.published import from_published, published_names
 from reid.models.rrid import RRID
@@ -69,7 +69,7 @@ def test_training_step(model, images, golden):
     features, logits = model.train()(images)
     triplet = batch_hard_triplet(features, labels, 1.2).sum()
     cross_entropy = identity_loss(logits, labels).sum()
-    loss = triplet + 2 * cross_entropy
+    loss = objective(triplet, cross_entropy)
     loss.backward()
     for name, value in (("triplet", triplet), ("cross_entropy", cross_entropy), ("loss", loss)):
         assert value.item() == pytest.approx(float(golden[name]), rel=1e-6)

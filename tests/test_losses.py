@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from reid.losses import batch_hard_triplet, identity_loss, rrid_loss
+from reid.losses import batch_hard_triplet, identity_loss
 
 
 def plain_triplet(features, labels, margin):
@@ -50,12 +50,3 @@ def test_identity_loss():
     logits, labels = torch.randn(6, 4, 7, dtype=torch.double), torch.tensor([0, 6, 3, 3, 1, 2])
     expected = torch.stack([F.cross_entropy(logits[:, i], labels) for i in range(4)])
     torch.testing.assert_close(identity_loss(logits, labels), expected)
-
-
-def test_objective_is_triplets_plus_twice_the_cross_entropies():
-    torch.manual_seed(3)
-    features, logits, labels = torch.randn(4, 2, 3), torch.randn(4, 5, 2), torch.tensor([0, 0, 1, 1])
-    loss, terms = rrid_loss(features, logits, labels, 1.2)
-    triplet, ce = batch_hard_triplet(features, labels, 1.2).sum(), identity_loss(logits, labels).sum()
-    torch.testing.assert_close(loss, triplet + 2 * ce)
-    torch.testing.assert_close(terms, {"triplet": triplet, "cross_entropy": ce})

@@ -89,16 +89,13 @@ class ImageStore:
             for rows in indices:
                 yield self.to_device(self.pixels[torch.as_tensor(np.asarray(rows), device=self.pixels.device)])
             return
-        sizes: deque[int] = deque()
-        stream = self.decoded(self.flattened(indices, sizes))
-        for pixels in stream:
-            batch = [pixels, *(next(stream) for _ in range(sizes.popleft() - 1))]
-            yield self.to_device(torch.from_numpy(np.stack(batch)))
-
-    def flattened(self, indices: Iterable[Sequence[int]], sizes: deque[int]) -> Iterator[int]:
+        indices = list(indices)
+        stream = self.decoded(i for rows in indices for i in rows)
         for rows in indices:
-            sizes.append(len(rows))
-            yield from rows
+            batch = np.empty((len(rows), *self.size, 3), np.uint8)  # empty where other processes have the images
+            for place in batch:
+                place[:] = next(stream)
+            yield self.to_device(torch.from_numpy(batch))
 
     def decoded(self, indices: Iterable[int]) -> Iterator[np.ndarray]:
         """(h, w, 3) for each index, in order, num_workers threads working two batches ahead."""

@@ -27,6 +27,9 @@ class Augmentation(NamedTuple):
     width: np.ndarray
     colour: np.ndarray  # (N, 3) uint8
 
+    def part(self, rows: slice) -> "Augmentation":
+        return Augmentation(*(x[rows] for x in self))
+
 
 def draw_augmentation(
     rng: np.random.Generator, n: int, h: int, w: int, probability: float, erasing: str

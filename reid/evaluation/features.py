@@ -16,9 +16,10 @@ from tqdm import tqdm
 from reid.data.records import Image
 from reid.data.transforms import normalise
 from reid.errors import InputError, MissingInput
+from reid.processes import from_first, gather_rows, wait, world
 from reid.runs import autocast
 
-ROWS = 1 << 15  # checked or converted at once
+ROWS = 1 << 12  # checked or converted at once
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ def describe(
     model: nn.Module, batches: Iterable[Tensor], device, flip: bool = True, precision: str = "fp32"
 ) -> Iterator[Tensor]:
     """Descriptors (n, S, D) of batches of uint8 images (n, 3, H, W): the mean of the features of image and mirror
-    image (with `flip`), scaled so that the S x D numbers of an image have length 1. float32 on `device`."""
+    image (with `flip`), scaled so that the S x D numbers of an image have length 1. float32 on `device`. Of several
+    processes each gives its part of every batch, and all get the whole."""
     model.eval()
     device = torch.device(device)
     for batch in batches:
@@ -65,7 +67,7 @@ def describe(
             length = features.flatten(1).norm(dim=1)
             if not bool((length.isfinite() & (length > 0)).all()):
                 raise InputError("the model gave features that are not finite, or all zero; are the weights damaged?")
-            yield features / length[:, None, None]
+            yield gather_rows(features / length[:, None, None])
 
 
 def extract(
@@ -109,25 +111,35 @@ def extract_file(
         "camids": np.array([image.camid for image in images], np.int64),
         "subset": ["query"] * len(query) + ["gallery"] * len(gallery),
     }
-    if same_header(path, header, labels, dtype):
-        return read_features(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    first = world().first  # of several processes, that one writes
     partial = path.with_name(path.name + ".partial")
-    rows = open_rows(partial) if same_header(partial, header, labels, dtype) else None
-    done = 0 if rows is None else count_written(rows)
-    with tqdm(total=len(images), initial=done, desc="features", unit=" images", disable=None) as bar:
-        for features in describe(model, load(done), device, flip, precision) if done < len(images) else ():
-            if rows is None:
-                shape = (len(images), features[0].numel())
-                create(partial, header | {"slots": features.shape[1:]}, labels, shape, dtype)
-                rows = open_rows(partial)
-            rows[done : done + len(features)] = features.flatten(1).cpu().numpy()
-            done += len(features)
-            bar.update(len(features))
-    if rows is None or done != len(images):
-        raise InputError(f"{len(images)} images to extract, but only {done} came")
-    rows.flush()
-    os.replace(partial, path)
+    rows, done = None, 0
+    if first and same_header(path, header, labels, dtype):
+        done = len(images)
+    elif first:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = open_rows(partial) if same_header(partial, header, labels, dtype) else None
+        done = 0 if rows is None else count_written(rows)
+    done = from_first(done, device)
+    if done < len(images) or rows is not None:
+        with tqdm(
+            total=len(images), initial=done, desc="features", unit=" images", disable=None if first else True
+        ) as bar:
+            for features in describe(model, load(done), device, flip, precision) if done < len(images) else ():
+                if first and rows is None:
+                    shape = (len(images), features[0].numel())
+                    create(partial, header | {"slots": features.shape[1:]}, labels, shape, dtype)
+                    rows = open_rows(partial)
+                if rows is not None:
+                    rows[done : done + len(features)] = features.flatten(1).cpu().numpy()
+                done += len(features)
+                bar.update(len(features))
+        if done != len(images):
+            raise InputError(f"{len(images)} images to extract, but only {done} came")
+    if rows is not None:
+        rows.flush()
+        os.replace(partial, path)
+    wait()
     return read_features(path)
 
 
@@ -249,7 +261,7 @@ def read_h5(path: Path):
 
 
 def read_npz(path: Path):
-    with np.load(path, allow_pickle=False) as f:
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as f:
         sides = {}
         for side in ("query", "gallery"):
             camids, names = f.get(f"{side}_camids"), f.get(f"{side}_names")
@@ -285,7 +297,8 @@ def checked(path: Path, side: str, features, pids, camids, names) -> Part:
         if values is not None and (np.ndim(values) != 1 or len(values) != len(features)):
             raise InputError(f"{path}: {len(features)} {side} features, but {name} of shape {np.shape(values)}")
     if features.dtype not in (np.float16, np.float32):
-        features = features.astype(np.float32)
+        with np.errstate(over="ignore"):  # infinite then, and refused
+            features = features.astype(np.float32)
     for i in range(0, len(features), ROWS):
         bad = np.flatnonzero(~np.isfinite(features[i : i + ROWS]).all(1))
         if len(bad):

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,13 @@ from reid.runs import atomic_file
 FORMAT = 1
 
 
-def save(path: Path, content: dict[str, Any]) -> None:
-    """Writes content + its digest; the file at `path` is replaced whole or not at all."""
+def save(path: Path, content: dict[str, Any], previous: Path | None = None) -> None:
+    """Writes content + its digest; the file at `path` is replaced whole or not at all, and kept as `previous`."""
     content = {"format": FORMAT, **content}
     with atomic_file(path) as temporary:
         torch.save({**content, "digest": digest(content)}, temporary)
+        if previous is not None and path.exists():
+            os.replace(path, previous)
 
 
 def save_weights(path: Path, content: dict[str, Any]) -> None:
@@ -36,6 +40,22 @@ def load(path: Path) -> dict[str, Any]:
     if expected != digest(content):
         raise InputError(f"{path} is damaged: its digest does not fit its content")
     return content
+
+
+def load_latest(folder: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
+    """checkpoint.pth of a run, or previous.pth where that is missing or damaged, which is said; None without any.
+
+    Raises InputError when both are damaged.
+    """
+    files = [p for p in (folder / "checkpoint.pth", folder / "previous.pth") if p.exists()]
+    for path in files:
+        try:
+            return load(path)
+        except InputError as e:
+            if path == files[-1]:
+                raise
+            say(f"WARNING: {e}. Falling back to {files[-1]}, so some steps are done again")
+    return None
 
 
 def digest(content: Any) -> str:

@@ -1,0 +1,62 @@
+"""Batch norms whose statistics span other images than those at hand; names and state stay torch's."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from reid.processes import SumOverProcesses, together
+
+
+def synchronise(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model with batch statistics over all processes: torch's layer on CUDA; ours on the CPU, which that refuses."""
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return replace_forward(model, GlobalBatchNorm)
+
+
+def replace_forward(model: nn.Module, kind: type[_BatchNorm], **attributes) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.__class__ = kind  # the same tensors and names, another forward
+            vars(module).update(attributes)
+    return model
+
+
+class GlobalBatchNorm(_BatchNorm):
+    """Statistics over the images of all processes, as if one had the whole batch. (N, C) or (N, C, H, W)."""
+
+    def _check_input_dim(self, x: Tensor) -> None: ...
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and together()):
+            return super().forward(x)
+        dims = [d for d in range(x.dim()) if d != 1]
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        y = x.to(self.weight.dtype)
+        count = SumOverProcesses.apply(torch.tensor(float(x.numel() // x.shape[1]), dtype=torch.double))
+        mean = SumOverProcesses.apply(y.sum(dims)) / count.to(y.dtype)
+        centred = y - mean.view(shape)
+        variance = SumOverProcesses.apply(centred.square().sum(dims)) / count.to(y.dtype)
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)).to(y.dtype), self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return (centred * scale.view(shape) + self.bias.view(shape)).to(x.dtype)
+
+
+class GhostBatchNorm(_BatchNorm):
+    """Statistics over each `ghost` images of the batch; the running ones follow the first group alone, as on the
+    first of several GPUs under DataParallel."""
+
+    ghost: int
+
+    def _check_input_dim(self, x: Tensor) -> None: ...
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        first, *others = x.split(self.ghost)
+        rest = [F.batch_norm(g, None, None, self.weight, self.bias, True, 0.0, self.eps) for g in others]
+        return torch.cat([super().forward(first), *rest])
