@@ -10,7 +10,7 @@ from reid.errors import InputError
 
 METRICS = ("euclidean", "cosine")
 BLOCK_BYTES = 1 << 29
-COLUMNS = 1 << 16  # gallery rows turned to float32 at once
+CHUNK = 1 << 24  # numbers of features turned to float32 at once
 UNIT_TOLERANCE = 2e-3  # squared lengths of float16 features of unit length are this close to 1
 
 
@@ -18,8 +18,8 @@ class Block(NamedTuple):
     """Rows start .. start + n of the distances: distance = keys + offsets.
 
     keys (n, G) rank a row exactly as the distances do, without the ties that adding the row's constant would
-    make in float32; the next block overwrites them. offsets (n, 1). Both are NumPy arrays where the device is the
-    CPU (torch's threads and NumPy's would slow each other down threefold), else tensors on the device.
+    make in float32; the next block overwrites them. offsets (n, 1). Both are tensors where a device was given, else
+    NumPy arrays: on the CPU torch's threads and NumPy's would slow each other down threefold.
     """
 
     start: int
@@ -28,7 +28,7 @@ class Block(NamedTuple):
 
 
 def blocks(
-    query: np.ndarray, gallery: np.ndarray, metric: str = "euclidean", device="cpu", limit: int = BLOCK_BYTES
+    query: np.ndarray, gallery: np.ndarray, metric: str = "euclidean", device=None, limit: int = BLOCK_BYTES
 ) -> Iterator[Block]:
     """Distances of query (Q, F) to gallery (G, F), float16 or float32, in blocks of at most `limit` bytes.
 
@@ -37,15 +37,14 @@ def blocks(
     """
     if metric not in METRICS:
         raise InputError(f"--metric {metric} is unknown; choose from {', '.join(METRICS)}")
-    on_cpu = torch.device(device).type == "cpu"
-    q_all, g_all = (query, gallery) if on_cpu else (torch.from_numpy(x).to(device) for x in (query, gallery))
+    q_all, g_all = (query, gallery) if device is None else (torch.from_numpy(x).to(device) for x in (query, gallery))
     q_square, g_square = squared_lengths(q_all), squared_lengths(g_all)
     unit = all(bool((abs(s - 1) < UNIT_TOLERANCE).all()) for s in (q_square, g_square))
     if metric == "cosine" and not bool((q_square > 0).all() and (g_square > 0).all()):
         raise InputError("a feature has length zero, so it has no cosine; use --metric euclidean")
     rows = max(1, limit // (4 * len(gallery)))
     shape = (min(rows, len(query)), len(gallery))
-    keys = np.empty(shape, np.float32) if on_cpu else torch.empty(shape, device=device)
+    keys = np.empty(shape, np.float32) if device is None else torch.empty(shape, device=device)
     for start in range(0, len(query), rows):
         q, length = as_float32(q_all[start : start + rows]), q_square[start : start + rows, None]
         if metric == "euclidean":
@@ -53,13 +52,19 @@ def blocks(
         else:
             q, offsets = -q if unit else -q / length**0.5, length * 0 + 1
         block = keys[: len(q)]
-        for c in range(0, len(gallery), COLUMNS):
-            products(q, as_float32(g_all[c : c + COLUMNS]), block[:, c : c + COLUMNS])
+        for columns in chunks(g_all):
+            products(q, as_float32(g_all[columns]), block[:, columns])
         if not unit and metric == "euclidean":
             block += g_square
         elif not unit:
             block /= g_square**0.5
         yield Block(start, block, offsets)
+
+
+def chunks(features) -> list[slice]:
+    """Rows of (M, F) in pieces of about CHUNK numbers."""
+    rows = max(1, CHUNK // features.shape[1])
+    return [slice(i, i + rows) for i in range(0, len(features), rows)]
 
 
 def as_float32(x):
@@ -75,7 +80,7 @@ def row_maxima(x) -> np.ndarray:
 
 
 def squared_lengths(features):
-    parts = [(as_float32(features[i : i + COLUMNS]) ** 2).sum(1) for i in range(0, len(features), COLUMNS)]
+    parts = [(as_float32(features[rows]) ** 2).sum(1) for rows in chunks(features)]
     return np.concatenate(parts) if isinstance(features, np.ndarray) else torch.cat(parts)
 
 

@@ -196,24 +196,6 @@ def same_header(path: Path, attrs: dict, labels: dict, dtype: str) -> bool:
         return False
 
 
-def write_features(path: Path, features: Features) -> None:
-    """features.h5 from features in memory, atomically."""
-    q, g = features.query, features.gallery
-    labels: dict[str, Any] = {
-        "names": [*q.names, *g.names],
-        "pids": np.concatenate([q.pids, g.pids]),
-        "subset": ["query"] * len(q) + ["gallery"] * len(g),
-    }
-    if q.camids is not None:
-        labels["camids"] = np.concatenate([q.camids, g.camids])
-    partial = path.with_name(path.name + ".partial")
-    create(partial, features.attrs, labels, (len(q) + len(g), q.features.shape[1]), q.features.dtype.name)
-    rows = open_rows(partial)
-    rows[: len(q)], rows[len(q) :] = q.features, g.features
-    rows.flush()
-    os.replace(partial, path)
-
-
 def read_features(path: str | Path) -> Features:
     """A features file by its suffix: .h5 (ours), .npz (query_features, query_pids, query_camids and the same for
     gallery; without camids: no cameras), .mat (layumi: query_f, query_label, query_cam, ...). Gallery rows with

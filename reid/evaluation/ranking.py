@@ -149,7 +149,8 @@ def check_labels(query_pids, gallery_pids, query_camids=None, gallery_camids=Non
     ):
         array = None if values is None else np.asarray(values)
         if array is not None:
-            if array.ndim != 1 or (array.size and not np.array_equal(array, array.astype(np.int64))):
+            whole = array.dtype.kind in "iu" or (array.dtype.kind == "f" and (np.abs(array) < 2**53).all())
+            if array.ndim != 1 or not whole or (array != np.floor(array)).any():
                 raise InputError(f"{name} have shape {array.shape} and type {array.dtype}; expected one integer each")
             if not array.size:
                 raise InputError(f"there are no {name}: the set is empty")

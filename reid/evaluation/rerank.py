@@ -24,7 +24,7 @@ def reciprocal_blocks(
     query: np.ndarray,
     gallery: np.ndarray,
     metric: str = "euclidean",
-    device="cpu",
+    device=None,
     limit: int = BLOCK_BYTES,
     k1: int = K1,
     k2: int = K2,
@@ -112,7 +112,7 @@ def shared_weight(ours: sparse.csr_array, theirs: sparse.csc_array, i: int) -> n
 
 
 def expand_queries(
-    query: np.ndarray, gallery: np.ndarray, k: int, metric: str = "euclidean", device="cpu", limit: int = BLOCK_BYTES
+    query: np.ndarray, gallery: np.ndarray, k: int, metric: str = "euclidean", device=None, limit: int = BLOCK_BYTES
 ) -> np.ndarray:
     """(Q, F) float32: each query replaced by the mean of itself and its k nearest gallery features, of unit length
     (average query expansion, Chum et al. 2007)."""

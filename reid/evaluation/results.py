@@ -140,16 +140,16 @@ def evaluate(
     cameras: bool = True,
     camera_pairs: bool = False,
     fpr: float | None = None,
-    device="cpu",
+    device=None,
     limit: int = BLOCK_BYTES,
 ) -> Result:
     """The Result of features, in blocks of `limit` bytes, so that memory beyond the features stays near it.
 
-    ap, cmc, metric: conventions (contracts of each: Ranking, SingleGalleryShot, distances.blocks). rerank:
-    k-reciprocal encoding; query_expansion: of how many neighbours, 0 for none. cameras=False: nothing is junk.
-    camera_pairs: a table of camera against camera. fpr: pairs as an open set, with the threshold for this rate of
-    false accepts, on distances before re-ranking. Raises InputError for an empty side, labels that disagree, no
-    query with a match, unknown conventions.
+    ap, cmc, metric: conventions, described at Ranking, SingleGalleryShot and distances.blocks. rerank: k-reciprocal
+    encoding; query_expansion: with how many neighbours, 0 for none. cameras=False: nothing is junk. camera_pairs: a
+    table of camera against camera. fpr: pairs as an open set, with the threshold for this rate of false accepts, on
+    distances before re-ranking. device: a CUDA device; None for NumPy on the CPU. Raises InputError for an empty
+    side, labels that disagree, no query with a match, unknown conventions.
     """
     started = time.perf_counter()
     for flag, value, choices in (("--ap", ap, AP), ("--cmc", cmc, CMC), ("--metric", metric, METRICS)):
@@ -168,14 +168,15 @@ def evaluate(
         queries = expand_queries(queries, gallery.features, query_expansion, metric, device, limit)
     shots = SingleGalleryShot(*labels) if cmc == "cuhk03" else None
     table = CameraPairs(pairs, labels[2], labels[3]) if camera_pairs else None
-    parts = []
+    ranked = []
     for block in (reciprocal_blocks if rerank else blocks)(queries, gallery.features, metric, device, limit):
-        parts.append(rank_rows(block.keys, pairs, block.start))
+        ranked.append(rank_rows(block.keys, pairs, block.start))
         if shots:
             shots.add(on_host(block.keys), block.start)
         if table:
             table.add(block.keys, block.start)
-    ranking = join(parts, len(query), len(gallery))
+    del block  # the open set needs its memory
+    ranking = join(ranked, len(query), len(gallery))
     cmcs = {"market1501": ranking.cmc, "allshots": ranking.cmc_allshots}
     conventions = {
         "ap": ap,
