@@ -14,7 +14,7 @@ from scipy.io import savemat
 
 from reid.data.records import Image
 from reid.data.transforms import normalise
-from reid.errors import InputError, MissingInput
+from reid.errors import InputError, Interrupted, MissingInput
 from reid.evaluation.features import Features, Part, extract, extract_file, read_features
 
 COUNT, BATCH = 50, 8
@@ -112,6 +112,21 @@ def test_other_settings_or_damage_start_anew(tmp_path):
     model = Slots()
     to_file(path, model)
     assert model.images == 2 * COUNT
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_after_the_batch(tmp_path, number):
+    def load_and_signal(start):
+        for i, batch in enumerate(load(start)):
+            if i == 2:
+                os.kill(os.getpid(), number)
+            yield batch
+
+    with pytest.raises(Interrupted, match="stopped after 24 of 50 images; the same command goes on from there"):
+        to_file(tmp_path / "features.h5", batches=load_and_signal)
+    model = Slots()
+    to_file(tmp_path / "features.h5", model)
+    assert model.images == 2 * (COUNT - 24)
 
 
 def test_killed_extraction_equals_the_straight_one(tmp_path):

@@ -1,7 +1,5 @@
 """Protocols that need more than the counts of a Ranking: CUHK03's single gallery shot, and camera against camera."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from reid.evaluation.ranking import CMC_RANKS, Pairs, Ranking, rank_rows
@@ -56,47 +54,31 @@ class SingleGalleryShot:
         return np.mean(self.rows, axis=0)
 
 
-@dataclass(frozen=True)
-class Camera:
-    """One gallery camera: its columns, and the pairs that lie in them."""
-
-    camid: int
-    columns: np.ndarray
-    pairs: Pairs
-
-
 class CameraPairs:
     """mAP and Rank-1 for each query camera against each gallery camera alone: all other images are left out."""
 
     def __init__(self, pairs: Pairs, query_camids: np.ndarray, gallery_camids: np.ndarray):
-        self.query_camids, self.cameras = query_camids, []
-        for camid in np.unique(gallery_camids):
-            columns = np.flatnonzero(gallery_camids == camid)
+        self.query_camids = query_camids
+        self.columns = {int(c): np.flatnonzero(gallery_camids == c) for c in np.unique(gallery_camids)}
+        self.pairs, self.parts = {}, {camid: [] for camid in self.columns}
+        for camid, columns in self.columns.items():
             inside = gallery_camids[pairs.gallery] == camid
-            within = Pairs(pairs.query[inside], np.searchsorted(columns, pairs.gallery[inside]), pairs.junk[inside])
-            self.cameras.append(Camera(int(camid), columns, within))
-        self.parts: dict[int, list] = {camera.camid: [] for camera in self.cameras}
+            gallery = np.searchsorted(columns, pairs.gallery[inside])
+            self.pairs[camid] = Pairs(pairs.query[inside], gallery, pairs.junk[inside])
 
     def add(self, distance, start: int) -> None:
-        for camera in self.cameras:
-            self.parts[camera.camid].append(rank_rows(distance[:, camera.columns], camera.pairs, start))
+        for camid, columns in self.columns.items():
+            self.parts[camid].append(rank_rows(distance[:, columns], self.pairs[camid], start))
 
     def table(self) -> list[dict]:
-        """A row for each pair of cameras with a match: query and gallery camera, queries, map, rank1."""
+        """A row for each pair of cameras with a match: query_camid, gallery_camid, queries, map, rank1."""
         rows = []
-        for camera in self.cameras:
-            joined = [np.concatenate(x) for x in zip(*self.parts[camera.camid])]
-            ranking = Ranking(*joined, n_query=len(self.query_camids), n_gallery=len(camera.columns))
-            for camid in np.unique(self.query_camids):
-                chosen = ranking.valid & (self.query_camids == camid)
-                if chosen.any():
-                    rows.append(
-                        {
-                            "query_camid": int(camid),
-                            "gallery_camid": camera.camid,
-                            "queries": int(chosen.sum()),
-                            "map": float(ranking.ap[chosen].mean()),
-                            "rank1": float((ranking.first_match[chosen] == 1).mean()),
-                        }
-                    )
+        for camid, parts in self.parts.items():
+            joined = (np.concatenate(x) for x in zip(*parts))
+            ranking = Ranking(*joined, n_query=len(self.query_camids), n_gallery=len(self.columns[camid]))
+            for query_camid in np.unique(self.query_camids[ranking.valid]):
+                chosen = ranking.valid & (self.query_camids == query_camid)
+                row = {"query_camid": int(query_camid), "gallery_camid": camid, "queries": int(chosen.sum())}
+                row["map"] = float(ranking.ap[chosen].mean())
+                rows.append(row | {"rank1": float((ranking.first_match[chosen] == 1).mean())})
         return rows

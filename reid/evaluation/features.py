@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from reid.data.records import Image
 from reid.data.transforms import normalise
-from reid.errors import InputError, MissingInput
-from reid.processes import from_first, gather_rows, wait, world
+from reid.errors import InputError, Interrupted, MissingInput
+from reid.processes import from_first, gather_rows, signals_noted, wait, world
 from reid.runs import autocast
 
 ROWS = 1 << 12  # checked or converted at once
@@ -121,21 +121,21 @@ def extract_file(
         rows = open_rows(partial) if same_header(partial, header, labels, dtype) else None
         done = 0 if rows is None else count_written(rows)
     done = from_first(done, device)
-    if done < len(images) or rows is not None:
-        with tqdm(
-            total=len(images), initial=done, desc="features", unit=" images", disable=None if first else True
-        ) as bar:
-            for features in describe(model, load(done), device, flip, precision) if done < len(images) else ():
-                if first and rows is None:
-                    shape = (len(images), features[0].numel())
-                    create(partial, header | {"slots": features.shape[1:]}, labels, shape, dtype)
-                    rows = open_rows(partial)
-                if rows is not None:
-                    rows[done : done + len(features)] = features.flatten(1).cpu().numpy()
-                done += len(features)
-                bar.update(len(features))
-        if done != len(images):
-            raise InputError(f"{len(images)} images to extract, but only {done} came")
+    bar = tqdm(total=len(images), initial=done, desc="features", unit=" images", disable=None if first else True)
+    with bar, signals_noted() as received:
+        for features in describe(model, load(done), device, flip, precision) if done < len(images) else ():
+            if first and rows is None:
+                shape = (len(images), features[0].numel())
+                create(partial, header | {"slots": features.shape[1:]}, labels, shape, dtype)
+                rows = open_rows(partial)
+            if first:
+                rows[done : done + len(features)] = features.flatten(1).cpu().numpy()
+            done += len(features)
+            bar.update(len(features))
+            if from_first(len(received), device):
+                raise Interrupted(f"stopped after {done} of {len(images)} images; the same command goes on from there")
+    if done != len(images):
+        raise InputError(f"{len(images)} images to extract, but only {done} came")
     if rows is not None:
         rows.flush()
         os.replace(partial, path)
