@@ -9,6 +9,7 @@ from reid.errors import reported
 # command -> (module with add_arguments(parser) and main(arguments) -> exit code, what it does)
 COMMANDS = {
     "bench": ("reid.bench.command", "speed and memory beside the plain forms"),
+    "check": ("reid.data.check", "a dataset looked over before training: lists, images, duplicates"),
     "compare": ("reid.evaluation.compare", "two results on the same queries: is the difference more than chance?"),
     "prepare": ("reid.data.prepare.command", "make a dataset ready: from an archive, a folder, or drawn (demo)"),
 }

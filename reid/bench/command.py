@@ -4,6 +4,9 @@ import importlib
 
 SUBJECTS = {
     "ranking": "our ranking beside the published evaluator, and whole evaluations in tiles",
+    "train": "the training step beside the bare backbone's and the plain form's, and where its time goes",
+    "extract": "extraction of descriptors in each precision",
+    "data": "images to batches: one at a time, in threads, from the cache",
     "rerank": "sparse k-reciprocal re-ranking beside the dense form",
 }
 

@@ -68,12 +68,14 @@ def augment(images: Tensor, a: Augmentation) -> Tensor:
     inside_rows = (rows >= top) & (rows < top + height)  # (N, H)
     inside_columns = (columns >= left) & (columns < left + width)  # (N, W)
     box = (inside_rows[:, :, None] & inside_columns[:, None, :])[:, None]
-    erased = torch.where(box, on_device(a.colour)[:, :, None, None], images)
-    return torch.where(on_device(a.flip)[:, None, None, None], erased.flip(3), erased)
+    result = torch.where(box, on_device(a.colour)[:, :, None, None], images)
+    mirrored = on_device(np.flatnonzero(a.flip))
+    result[mirrored] = result[mirrored].flip(3)
+    return result
 
 
 def normalise(images: Tensor) -> Tensor:
     """uint8 (N, 3, H, W) in 0..255 -> float32 with ImageNet's mean and deviation per channel."""
-    mean = torch.tensor(MEAN, device=images.device)[:, None, None]
-    std = torch.tensor(STD, device=images.device)[:, None, None]
-    return (images.float() / 255 - mean) / std
+    mean = 255 * torch.tensor(MEAN, device=images.device)[:, None, None]
+    std = 255 * torch.tensor(STD, device=images.device)[:, None, None]
+    return images.float().sub_(mean).div_(std)

@@ -1,0 +1,32 @@
+"""Extraction of descriptors: precisions beside each other, images/s with both flips."""
+
+import torch
+
+from reid.bench.measure import table
+from reid.bench.train import step_flags, timed
+from reid.config import Config
+from reid.evaluation.features import describe
+from reid.models import build_model
+from reid.runs import pick_device
+
+
+def add_arguments(parser) -> None:
+    step_flags(parser, batch_size=64)
+
+
+def main(arguments) -> int:
+    a, device = arguments, pick_device(tuple(arguments.gpus))
+    model = build_model(Config(backbone=a.backbone), 0).to(device).eval()
+    last = build_model(Config(backbone=a.backbone), 0).to(device, memory_format=torch.channels_last).eval()
+    pixels = torch.randint(0, 256, (a.batch_size, a.h, a.w, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    flat = pixels.contiguous()
+    forms = {
+        "fp32, channels first": lambda: list(describe(model, [flat], device, precision="fp32")),
+        "fp32, channels last": lambda: list(describe(last, [pixels], device, precision="fp32")),
+        "bf16, channels last": lambda: list(describe(last, [pixels], device, precision="bf16")),
+    }
+    rows = timed(forms, a.repeat, device)
+    print(table(f"extraction, {a.backbone}, {a.h}x{a.w}, batch {a.batch_size}, {device.type}", rows, next(iter(forms))))
+    for name, row in rows.items():
+        print(f"{name}: {a.batch_size / row.seconds:.1f} images/s")
+    return 0
