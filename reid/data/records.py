@@ -14,7 +14,7 @@ Cameras count from 0. Open-ReID and FD-GAN datasets have this form without test.
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -78,6 +78,25 @@ class Dataset:
         return "\n".join(lines)
 
     __repr__ = __str__
+
+
+def combine(datasets: Sequence[Dataset]) -> Dataset:
+    """One dataset for joint training, identities and cameras kept apart: those of the second dataset follow those of
+    the first, and so on. hold_out then takes identities of the last one."""
+    if len(datasets) == 1:
+        return datasets[0]
+    lists: dict[str, list[Image]] = {subset: [] for subset in SUBSETS}
+    distractors: set[int] = set()
+    first_pid = first_camid = 0
+    for dataset in datasets:
+        everyone = [image for subset in SUBSETS for image in getattr(dataset, subset)]
+        for subset in SUBSETS:
+            lists[subset] += [Image(p, pid + first_pid, c + first_camid) for p, pid, c in getattr(dataset, subset)]
+        distractors |= {pid + first_pid for pid in dataset.distractors}
+        first_pid += 1 + max((image.pid for image in everyone), default=-1)
+        first_camid += dataset.num_cameras
+    return Dataset("+".join(d.name for d in datasets), datasets[0].folder.parent, **lists, num_cameras=first_camid,
+                   protocol=" + ".join(d.protocol for d in datasets), distractors=frozenset(distractors))  # fmt: skip
 
 
 def stop(message: str) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import tarfile
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from reid.errors import InputError, MissingInput
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAX_MEMBERS = 2_000_000
 MAX_IMAGE = 64 << 20  # bytes of one image file; a person crop has some thousand
 DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError,
@@ -32,13 +34,25 @@ class Source:
     path: Path
     sizes: dict[str, int]
     stream: Callable[[Collection[str]], Iterator[tuple[str, IO[bytes]]]]  # opens the named files in stored order
+    scratch: Path | None = None  # where members of an archive can be extracted; None for a folder
+
+    def file(self, name: str) -> Path:
+        """A named file as a path: where it lies, or extracted for as long as the source is open."""
+        if self.scratch is None:
+            return self.path / name
+        path = self.scratch / PurePosixPath(name).name
+        try:
+            self.place({name: [path]})
+        except OSError as e:
+            raise InputError(f"{self.path}: {name} cannot be extracted to {self.scratch} ({e}); set TMPDIR") from e
+        return path
 
     def read(self, name: str) -> bytes:
         return b"".join(file.read() for _, file in self.opened([name]))
 
     def place(self, wanted: dict[str, list[Path]], link: bool = False) -> None:
         """Copies each named file byte for byte to its paths (or makes links to it), with a progress bar."""
-        if link and not self.path.is_dir():
+        if link and self.scratch is not None:
             raise InputError(f"{self.path} is an archive, and its images can only be copied; unpack it to link them")
         if link:
             for name, paths in tqdm(wanted.items(), "linking", unit=" images", disable=None):
@@ -56,27 +70,12 @@ class Source:
         name = next(iter(names), "")
         try:
             for name, file in self.stream(names):
-                counted = Counted(file)
-                yield name, counted
-                if counted.count != self.sizes[name]:
-                    raise EOFError(f"{counted.count} of {self.sizes[name]} bytes")
+                yield name, file
         except DAMAGE as e:
             if isinstance(e, InputError):
                 raise
             raise InputError(f"{self.path}: {name or 'a member'} cannot be read ({e}); was the download cut short? "
                              "Get it again") from e  # fmt: skip
-
-
-class Counted:
-    """A file that counts what is read from it."""
-
-    def __init__(self, file: IO[bytes]):
-        self.file, self.count = file, 0
-
-    def read(self, size: int = -1) -> bytes:
-        data = self.file.read(size)
-        self.count += len(data)
-        return data
 
 
 @contextmanager
@@ -108,15 +107,16 @@ def open_source(path: str | Path) -> Iterator[Source]:
             if isinstance(e, InputError):
                 raise
             raise InputError(f"{path} breaks off ({e}); was the download cut short? Get it again") from e
-        yield Source(path, {name: members[name][1] for name in sorted(members)},
-                     lambda names: open_members(archive, members, names))  # fmt: skip
+        sizes = {name: members[name][1] for name in sorted(members)}
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Source(path, sizes, lambda names: open_members(archive, members, names), Path(scratch))
 
 
 def open_archive(path: Path) -> zipfile.ZipFile | tarfile.TarFile | None:
     name = path.name.lower()
     if name.endswith(".zip"):
         return zipfile.ZipFile(path)
-    if name.endswith((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")):
+    if name.endswith(ARCHIVES):
         return tarfile.open(path)
     return None
 

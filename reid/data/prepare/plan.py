@@ -12,16 +12,22 @@ from reid.data.records import SUBSETS
 from reid.errors import InputError
 from reid.runs import atomic_file
 
-# identities and images of each subset as published; the classic CUHK03 sets have 20 splits of 1,367 and 100 identities
-PUBLISHED: dict[str, dict[str, tuple[int, int]]] = {
+CLASSIC = {"trainval": (1_367, None), "query": (100, None), "gallery": (100, None)}
+# (identities, images) of each subset as published; None where they differ between the 20 splits of a classic set
+PUBLISHED: dict[str, dict[str, tuple[int, int | None]]] = {
     "market1501": {"trainval": (751, 12_936), "query": (750, 3_368), "gallery": (751, 15_913)},
     "dukemtmc": {"trainval": (702, 16_522), "query": (702, 2_228), "gallery": (1_110, 17_661)},
     "occluded_duke": {"trainval": (702, 15_618), "query": (519, 2_210), "gallery": (1_110, 17_661)},
     "cuhk03": {"trainval": (767, 7_368), "query": (700, 1_400), "gallery": (700, 5_328)},
     "cuhk03_detected": {"trainval": (767, 7_365), "query": (700, 1_400), "gallery": (700, 5_332)},
+    "cuhk03_classic": {"all": (1_467, 14_096), **CLASSIC},
+    "cuhk03_classic_detected": {"all": (1_467, 14_097), **CLASSIC},
     "msmt17_v1": {"trainval": (1_041, 32_621), "query": (3_060, 11_659), "gallery": (3_060, 82_161)},
     "msmt17_v2": {"trainval": (1_041, 32_621), "query": (3_060, 11_659), "gallery": (3_060, 82_161)},
 }
+ENLARGED = "gallery enlarged by"  # how the note of a set with more distractors begins
+
+Place = Callable[[dict[str, list[Path]]], None]  # brings each named image to the given paths
 
 
 @dataclass
@@ -42,47 +48,53 @@ class Plan:
     num_cameras: int
     dropped: Counter = field(default_factory=Counter)  # reason -> images
     ignored: list[str] = field(default_factory=list)  # files that are no images
+    extra: int = 0  # gallery images beyond the published ones
     note: str = ""  # what is special about the test lists; becomes part of the protocol
+    place: Place | None = None  # how images get to their paths where they are no files of the source
 
     def counts(self, split: int = 0) -> dict[str, tuple[int, int]]:
-        """{subset: (identities, images)}."""
-        rows = {s: getattr(self.splits[split], s) for s in SUBSETS}
-        return {s: (len({self.images[i][1] for i in rows[s]}), len(rows[s])) for s in SUBSETS}
+        """{subset: (identities, images)}, and "all" where there are several splits."""
+        rows = {"all": range(len(self.images))} if len(self.splits) > 1 else {}
+        rows |= {s: getattr(self.splits[split], s) for s in SUBSETS}
+        return {s: (len({self.images[i][1] for i in rows[s]}), len(rows[s])) for s in rows}
 
 
 def table(name: str, plan: Plan) -> str:
     """Counts of the plan beside the published ones."""
     published = PUBLISHED.get(name, {})
-    lines = [f"{name:<16}{'identities':>10}{'published':>11}{'images':>11}{'published':>11}"]
+    lines = [f"{name:<24}{'identities':>10}{'published':>11}{'images':>11}{'published':>11}"]
     for subset, (ids, images) in plan.counts().items():
-        known = [f"{n:,}" for n in published[subset]] if published else ["", ""]
-        lines.append(f"{subset:<16}{ids:>10,}{known[0]:>11}{images:>11,}{known[1]:>11}")
-    lines += [f"dropped: {count:,} {reason}" for reason, count in plan.dropped.items()]
+        known = ["" if n is None else f"{n:,}" for n in published.get(subset, (None, None))]
+        lines.append(f"{subset:<24}{ids:>10,}{known[0]:>11}{images:>11,}{known[1]:>11}")
     if len(plan.splits) > 1:
         lines.append(f"{len(plan.splits)} splits; the table shows the first")
+    lines += [f"dropped: {count:,} {reason}" for reason, count in plan.dropped.items()]
     if plan.note:
         lines.append(f"note: {plan.note}")
     if plan.ignored:
-        lines.append(f"ignored, no images: {', '.join(plan.ignored[:10])}"
-                     + (f", ... ({len(plan.ignored):,} in all)" if len(plan.ignored) > 10 else ""))  # fmt: skip
+        more = f", ... ({len(plan.ignored):,} in all)" if len(plan.ignored) > 10 else ""
+        lines.append(f"ignored, no images: {', '.join(plan.ignored[:10])}{more}")
     return "\n".join(lines)
 
 
 def assert_published(name: str, plan: Plan, source: Path) -> None:
-    """Raises InputError when the counts are not the published ones."""
-    published, found = PUBLISHED.get(name), plan.counts()
-    for subset, expected in (published or {}).items():
-        if found[subset] != expected:
-            raise InputError(
-                f"{source}: {subset} has {found[subset][0]:,} identities and {found[subset][1]:,} images, published "
-                f"are {expected[0]:,} and {expected[1]:,}; the source is incomplete, changed, or another dataset"
-            )
+    """Raises InputError when the counts of a split are not the published ones."""
+    for split in range(len(plan.splits)):
+        found = plan.counts(split)
+        for subset, (ids, images) in PUBLISHED.get(name, {}).items():
+            extra = plan.extra if subset == "gallery" else 0
+            if found[subset][0] != ids or images not in (None, found[subset][1] - extra):
+                count = "" if images is None else f" and {images:,}"
+                raise InputError(
+                    f"{source}: {subset} has {found[subset][0]:,} identities and {found[subset][1] - extra:,} images, "
+                    f"published are {ids:,}{count}; the source is incomplete, changed, or another dataset"
+                )
 
 
-def write(name: str, plan: Plan, folder: Path, place: Callable[[dict[str, list[Path]]], None]) -> None:
+def write(name: str, plan: Plan, folder: Path, place: Place) -> None:
     """Fills `folder`: images named {pid:08d}_{camera:04d}_{index:08d}, then splits.json, test.json, meta.json.
 
-    `place` brings each named image of the source to the given paths. meta.json comes last: with it a dataset is whole.
+    meta.json comes last: with it a dataset is whole.
     """
     files: list[str] = []
     seen: Counter = Counter()

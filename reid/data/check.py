@@ -1,0 +1,267 @@
+"""python -m reid check: what is wrong with a dataset, found before training.
+
+`check_lists` looks at the lists alone and costs no time; train.py runs it before the first step. The command also
+decodes every image and compares contents.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import re
+import time
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+from PIL import Image as PILImage
+from tqdm import tqdm
+
+from reid.data.loader import MAX_PIXELS
+from reid.data.prepare import folder_of
+from reid.data.prepare.archive import IMAGES, MAX_IMAGE
+from reid.data.prepare.plan import ENLARGED, PUBLISHED
+from reid.data.records import SUBSETS, Dataset, Image, read_dataset
+from reid.errors import InputError, MissingInput
+
+MIN_SIDE = 16  # pixels; less than one cell of the map
+SHOWN = 20  # findings of one rule on the screen; --json has all
+NAME = re.compile(r"(\d+)_(\d+)_\d+\.\w+")
+
+
+class Finding(NamedTuple):
+    """An `error` makes training or scores wrong, a `warning` deserves a look. The message names file and repair."""
+
+    level: str
+    rule: str
+    message: str
+
+
+class Decoded(NamedTuple):
+    """One image file: SHA-256 of its bytes, kind (JPEG, ...), (width, height), or what is wrong with it."""
+
+    digest: str
+    kind: str
+    size: tuple[int, int]
+    problem: str
+
+
+def check_lists(dataset: Dataset) -> list[Finding]:
+    """Findings in the lists of one dataset (before `combine`), without opening an image."""
+    return [*counts(dataset), *people(dataset), *names(dataset), *matches(dataset)]
+
+
+def counts(dataset: Dataset) -> Iterator[Finding]:
+    """Known datasets whose counts are not the published ones."""
+    name = dataset.folder.name
+    for subset, (ids, images) in PUBLISHED.get(name, {}).items():
+        if subset not in SUBSETS or (subset == "gallery" and ENLARGED in dataset.protocol):
+            continue
+        here = getattr(dataset, subset)
+        found = len({image.pid for image in here})
+        if found != ids or images not in (None, len(here)):
+            yield Finding(
+                "warning",
+                "counts",
+                f"{dataset.folder}: {subset} has {found:,} identities and {len(here):,} images, published are {ids:,}"
+                f"{f' and {images:,}' if images else ''} ({dataset.protocol}); results cannot be compared: "
+                f"python -m reid prepare {name} --source <archive>",
+            )
+
+
+def people(dataset: Dataset) -> Iterator[Finding]:
+    """Too few training identities, and those with one image."""
+    images = Counter(image.pid for image in dataset.trainval)
+    if len(images) < 2:
+        what = f"{dataset.folder}: trainval has {len(images)} identities; training needs at least 2"
+        yield Finding("error", "identities", what)
+    for image in dataset.trainval:
+        if images[image.pid] == 1:
+            what = f"{image.path} is the only training image of pid {image.pid} and is repeated in batches; add some"
+            yield Finding("warning", "single", what)
+
+
+def names(dataset: Dataset) -> Iterator[Finding]:
+    """Files whose name says another identity or camera than the lists, and files listed twice."""
+    for image in dict.fromkeys((*dataset.trainval, *dataset.query, *dataset.gallery)):
+        match = NAME.fullmatch(os.path.basename(image.path))
+        if match and (int(match[1]), int(match[2])) != image[1:]:
+            what = (
+                f"is listed as pid {image.pid}, camera {image.camid}, against its name; correct meta.json or the name"
+            )
+            yield Finding("warning", "name", f"{image.path} {what}")
+    for subset in ("query", "gallery"):
+        for image, count in Counter(getattr(dataset, subset)).items():
+            if count > 1:
+                yield Finding("warning", "twice", f"{image.path} is listed {count} times in {subset}; list it once")
+
+
+def matches(dataset: Dataset) -> Iterator[Finding]:
+    """Queries without a gallery image of the same identity from another camera; an error when no query has one."""
+    cameras: dict[int, set[int]] = defaultdict(set)
+    for image in dataset.gallery:
+        cameras[image.pid].add(image.camid)
+    seen = {image.camid for image in (*dataset.query, *dataset.gallery)}
+    if len(seen) == 1:
+        what = f"all query and gallery images are of camera {seen.pop()}; were cameras not read from the names?"
+        yield Finding("error", "cameras", f"{dataset.folder}: {what}")
+    alone = [image for image in dataset.query if not cameras[image.pid] - {image.camid}]
+    level = "error" if len(alone) == len(dataset.query) else "warning"
+    for image in alone:
+        what = f"query of pid {image.pid} has no match from another camera than {image.camid}; add one or take it out"
+        yield Finding(level, "match", f"{image.path}: {what}")
+
+
+def examine(path: str) -> Decoded:
+    """Reads and decodes one image file completely."""
+    digest = ""
+    try:
+        if os.path.getsize(path) > MAX_IMAGE:
+            raise InputError(f"has {os.path.getsize(path):,} bytes, too many for an image of a person")
+        content = Path(path).read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        if not content:
+            raise InputError("is empty")
+        with PILImage.open(io.BytesIO(content)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise InputError(f"has {image.width} x {image.height} pixels, too many for an image of a person")
+            image.load()
+            return Decoded(digest, image.format or "", image.size, "")
+    except PILImage.UnidentifiedImageError:
+        return Decoded(digest, "", (0, 0), f"is no image; it begins with {content[:16]!r}")
+    except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and others for bad files
+        return Decoded(digest, "", (0, 0), str(e) if isinstance(e, InputError) else f"is damaged: {e}")
+
+
+def check_images(dataset: Dataset) -> tuple[list[Finding], dict[str, Decoded]]:
+    """Findings in the image files, and what was read of each path. Decodes all of them, in threads."""
+    paths = sorted({image.path for subset in SUBSETS for image in getattr(dataset, subset)})
+    read: dict[str, Decoded] = {}
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool, tqdm(
+        total=len(paths), desc="decoding", unit=" images", disable=None
+    ) as bar:  # fmt: skip
+        warnings.simplefilter("ignore")  # Pillow's remarks about metadata
+        for start in range(0, len(paths), 1024):
+            for path, result in zip(paths[start : start + 1024], pool.map(examine, paths[start : start + 1024])):
+                read[path] = result
+                bar.update()
+    return [*files(dataset, read), *duplicates(dataset, read)], read
+
+
+def files(dataset: Dataset, read: dict[str, Decoded]) -> Iterator[Finding]:
+    """Images that cannot be read or show nothing, and files of images/ that no list has."""
+    for path, result in read.items():
+        if result.problem:
+            what = f"{path} {result.problem}; replace it or take it out of the lists"
+            yield Finding("error", "unreadable", what)
+        elif min(result.size) < MIN_SIDE:
+            what = f"{path} has {result.size[0]} x {result.size[1]} pixels, too few to show a person; take it out"
+            yield Finding("warning", "small", what)
+    for folder, _, found in os.walk(dataset.folder / "images", followlinks=True):
+        for path in sorted(os.path.join(folder, file) for file in found):
+            if path not in read:
+                what = "is in no list of this split" if path.lower().endswith(IMAGES) else "is no image"
+                yield Finding("warning", "unlisted", f"{path} {what}; list it or delete it")
+
+
+def duplicates(dataset: Dataset, read: dict[str, Decoded]) -> Iterator[Finding]:
+    """Equal files that stand in training and test, or show two identities."""
+    groups: dict[str, dict[Image, str]] = defaultdict(dict)
+    for subset in SUBSETS:
+        for image in getattr(dataset, subset):
+            if not read[image.path].problem:
+                groups[read[image.path].digest].setdefault(image, subset)
+    for images in groups.values():
+        (first, subset), *others = images.items()
+        for image, other in others:
+            same = (
+                f"{image.path} ({other}, pid {image.pid}) has the content of {first.path} ({subset}, pid {first.pid})"
+            )
+            if (subset == "trainval") != (other == "trainval"):
+                yield Finding("error", "leak", f"{same}: a training image in the test; take one out")
+            elif image.pid != first.pid:
+                yield Finding("error", "duplicate", f"{same}: one image shows one person; take one out")
+
+
+def statistics(dataset: Dataset, read: dict[str, Decoded]) -> dict:
+    """Identities, cameras, images per identity of each subset, and sizes and kinds of the image files."""
+    subsets = {}
+    for subset in SUBSETS:
+        images = getattr(dataset, subset)
+        cameras = Counter(i.camid for i in images)
+        spread = sorted(Counter(i.pid for i in images if i.pid not in dataset.distractors).values()) or [0]
+        subsets[subset] = {
+            "identities": len({i.pid for i in images}),
+            "images": sum(cameras.values()),
+            "images_of_camera": {str(c): cameras[c] for c in range(dataset.num_cameras)},
+            "images_per_identity": {"least": spread[0], "median": int(median(spread)), "most": spread[-1]},
+            "identities_with_4_or_fewer": sum(0 < n <= 4 for n in spread),
+        }
+    good = [result for result in read.values() if not result.problem]
+    return {
+        "dataset": dataset.name,
+        "protocol": dataset.protocol,
+        "subsets": subsets,
+        "sizes": {f"{w}x{h}": n for (w, h), n in Counter(r.size for r in good).most_common()},
+        "kinds": dict(Counter(r.kind for r in good).most_common()),
+    }
+
+
+def as_text(dataset: Dataset, stats: dict) -> str:
+    lines = [str(dataset), f"{'images of camera':<16}" + "".join(f"{c:>8}" for c in range(dataset.num_cameras))]
+    for subset, row in stats["subsets"].items():
+        lines.append(f"{subset:<16}" + "".join(f"{n:>8,}" for n in row["images_of_camera"].values()))
+    lines.append(f"{'of an identity':<16}{'least':>8}{'median':>8}{'most':>8}{'identities with 4 or fewer':>29}")
+    for subset, row in stats["subsets"].items():
+        spread = "".join(f"{n:>8,}" for n in row["images_per_identity"].values())
+        lines.append(f"{subset:<16}{spread}{row['identities_with_4_or_fewer']:>29,}")
+    for title, counts in (("sizes (width x height)", stats["sizes"]), ("kinds", stats["kinds"])):
+        shown = ", ".join(f"{key} {n:,}" for key, n in list(counts.items())[:8])
+        lines.append(f"{title}: {shown or 'none'}{f', ... ({len(counts):,} in all)' if len(counts) > 8 else ''}")
+    return "\n".join(lines)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", help="a prepared dataset under --dataset_path")
+    parser.add_argument("--dataset_path", default="./datasets", help="folder of the datasets (default ./datasets)")
+    parser.add_argument("--split", type=int, default=0, help="entry of splits.json (default 0)")
+    parser.add_argument("--json", action="store_true", default=False, help="everything as JSON on the standard output")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Exit code 1 when there is a finding."""
+    start = time.perf_counter()
+    folder = folder_of(arguments.dataset, arguments.dataset_path)
+    if not (folder / "meta.json").exists():
+        raise MissingInput(
+            f"{folder} is no prepared dataset (no meta.json): python -m reid prepare {arguments.dataset}"
+        )
+    found: list[Finding] = []
+    stats: dict = {"dataset": folder.name}
+    text = ""
+    try:
+        dataset = read_dataset(folder, arguments.split, lambda m: found.append(Finding("error", "contract", m)))
+    except InputError as e:
+        found.append(Finding("error", "contract", str(e)))
+    else:
+        found += check_lists(dataset)
+        of_images, read = check_images(dataset)
+        found += of_images
+        stats = statistics(dataset, read)
+        text = as_text(dataset, stats)
+    if arguments.json:
+        print(json.dumps({**stats, "findings": [f._asdict() for f in found]}, indent=2))
+        return int(bool(found))
+    print(text or f"{folder}: unreadable lists")
+    for rule, count in Counter((f.level, f.rule) for f in found).items():
+        some = [f.message for f in found if (f.level, f.rule) == rule]
+        print(f"{rule[0]}: {rule[1]} ({count:,})", *some[:SHOWN], sep="\n  ")
+        if count > SHOWN:
+            print(f"  ... and {count - SHOWN:,} more (--json lists all)")
+    print(f"{len(found):,} findings in {time.perf_counter() - start:.1f} s")
+    return int(bool(found))

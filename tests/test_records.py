@@ -1,0 +1,239 @@
+"""The JSON contract: what is read, and the message of every rule."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from reid.data.records import ALL_IMAGES, Dataset, Image, combine, read_dataset
+from reid.errors import InputError, MissingInput
+
+FORMS = {"ours": "{:08d}_{:04d}_{:08d}.jpg", "open-reid": "{:08d}_{:02d}_{:04d}.jpg"}
+
+
+def write_tiny(folder: Path, form: str = "ours", content=None, with_test: bool = True) -> dict:
+    """5 identities x 2 cameras x 2 images: pids 0, 1, 2 for training, 3 and 4 for the test; pid 4 has no query.
+
+    Returns {"meta", "splits", "test"}; content(name) -> bytes of an image file.
+    """
+    names = [[[FORMS[form].format(p, c, i) for i in range(2)] for c in range(2)] for p in range(5)]
+    files = {
+        "meta": {"name": "tiny", "shot": "multiple", "num_cameras": 2, "identities": names},
+        "splits": [{"trainval": [0, 1, 2], "query": [3], "gallery": [3, 4]}],
+        "test": [{
+            "query": [[names[3][0][0], 3, 0]],
+            "gallery": [[n, p, c] for p in (3, 4) for c in (0, 1) for n in names[p][c] if n != names[3][0][0]],
+        }],
+    }  # fmt: skip
+    (folder / "images").mkdir(parents=True)
+    for name in (n for cameras in names for some in cameras for n in some):
+        (folder / "images" / name).write_bytes(content(name) if content else name.encode())
+    if not with_test:
+        del files["test"]
+    save(folder, files)
+    return files
+
+
+def save(folder: Path, files: dict) -> None:
+    for name, value in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(value))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_reads_subsets_places_and_protocol(tmp_path, form):
+    write_tiny(tmp_path / "tiny", form)
+    dataset = read_dataset(tmp_path / "tiny")
+    assert [len(s) for s in (dataset.trainval, dataset.query, dataset.gallery)] == [12, 1, 7]
+    assert dataset.query == [Image(str(tmp_path / "tiny/images" / FORMS[form].format(3, 0, 0)), 3, 0)]
+    assert {i.pid for i in dataset.trainval} == {0, 1, 2} and dataset.num_cameras == 2
+    assert dataset.protocol == "official lists (test.json)" and dataset.distractors == {4}
+    row = "trainval               3        12        2"
+    assert row in str(dataset) and repr(dataset) == str(dataset)
+
+
+def test_open_reid_lists_in_meta_json_are_official(tmp_path):
+    files = write_tiny(tmp_path / "d", with_test=False)
+    files["meta"]["query_fnames"] = [files["meta"]["identities"][3][1][0]]
+    files["meta"]["gallery_fnames"] = files["meta"]["identities"][3][0] + files["meta"]["identities"][4][1]
+    save(tmp_path / "d", files)
+    dataset = read_dataset(tmp_path / "d")
+    assert [(i.pid, i.camid) for i in dataset.query] == [(3, 1)]
+    assert [(i.pid, i.camid) for i in dataset.gallery] == [(3, 0), (3, 0), (4, 1), (4, 1)]
+    assert "query_fnames" in dataset.protocol
+
+
+def test_without_official_lists_all_images_are_used_and_said(tmp_path):
+    write_tiny(tmp_path / "d", with_test=False)
+    dataset = read_dataset(tmp_path / "d")
+    assert (len(dataset.query), len(dataset.gallery), dataset.protocol) == (4, 8, ALL_IMAGES)
+
+
+def test_explicit_distractors_double_suffix_and_note(tmp_path):
+    files = write_tiny(tmp_path / "d")
+    old, new = files["meta"]["identities"][4][0][0], "1488_c1s6_023021_02.jpg.jpg"
+    (tmp_path / "d/images" / old).rename(tmp_path / "d/images" / new)
+    files = json.loads(json.dumps(files).replace(old, new))
+    files["meta"] |= {"distractors": [], "note": "drawn by hand"}
+    save(tmp_path / "d", files)
+    dataset = read_dataset(tmp_path / "d")
+    assert dataset.distractors == frozenset() and dataset.protocol.endswith("; drawn by hand")
+    assert any(i.path.endswith(".jpg.jpg") for i in dataset.gallery)
+
+
+def test_every_split_of_several_is_read(tmp_path):
+    files = write_tiny(tmp_path / "d", with_test=False)
+    files["splits"].append({"trainval": [3, 4], "query": [0], "gallery": [0, 1]})
+    save(tmp_path / "d", files)
+    assert {i.pid for i in read_dataset(tmp_path / "d", 1).trainval} == {3, 4}
+    with pytest.raises(InputError, match="2 entries, so --split 2 is not there; use --split 0 to 1"):
+        read_dataset(tmp_path / "d", 2)
+
+
+def test_fingerprint_follows_content_and_not_the_place(tmp_path):
+    prints = []
+    for place in ("a", "b"):
+        write_tiny(tmp_path / place)
+        prints.append(read_dataset(tmp_path / place).fingerprint)
+    assert prints[0] == prints[1] and len(prints[0]) == 64
+    victim = sorted((tmp_path / "b/images").iterdir())[0]
+    victim.write_bytes(victim.read_bytes() + b"!")
+    assert read_dataset(tmp_path / "b").fingerprint != prints[0]
+
+
+def test_hold_out_takes_the_last_sorted_identities(tmp_path):
+    write_tiny(tmp_path / "d")
+    dataset = read_dataset(tmp_path / "d")
+    train, val = dataset.hold_out(1)
+    assert ({i.pid for i in train}, {i.pid for i in val}) == ({0, 1}, {2}) and len(train) + len(val) == 12
+    with pytest.raises(InputError, match=r"--num_val 3: tiny has 3 training identities; give 1 to 2"):
+        dataset.hold_out(3)
+
+
+def test_combine_keeps_identities_and_cameras_apart(tmp_path):
+    one = Dataset("a", tmp_path, [Image("x", 0, 0), Image("y", 5, 1)], [], [], 2, "p", frozenset())
+    two = Dataset("b", tmp_path, [Image("z", 0, 0)], [Image("q", 7, 2)], [Image("g", 7, 0)], 3, "r", frozenset({7}))
+    both = combine([one, two])
+    assert both.trainval == [Image("x", 0, 0), Image("y", 5, 1), Image("z", 6, 2)]
+    assert (both.query, both.gallery) == ([Image("q", 13, 4)], [Image("g", 13, 2)])
+    assert (both.num_cameras, both.distractors, both.name, both.protocol) == (5, {13}, "a+b", "p + r")
+    assert combine([one]) is one
+
+
+BROKEN = {  # what is done to the files -> the message
+    "identities no list": (lambda f: f["meta"].update(identities={}), r"meta.json: identities is an object, expected"),
+    "identities missing": (lambda f: f["meta"].pop("identities"), r"meta.json: identities is missing"),
+    "pid no list": (lambda f: f["meta"]["identities"].__setitem__(1, "x"), r"identities\[1\] is text"),
+    "camera no list": (lambda f: f["meta"]["identities"][1].__setitem__(1, 7), r"identities\[1\]\[1\] is 7, expected"),
+    "name no text": (lambda f: f["meta"]["identities"][1][1].append(7), r"identities\[1\]\[1\]: 7 is no file name"),
+    "name up": (lambda f: f["meta"]["identities"][1][1].append("../a.jpg"), r"'../a.jpg' leaves the folder images/"),
+    "name absolute": (lambda f: f["meta"]["identities"][1][1].append("/etc/passwd"), r"'/etc/passwd' leaves the folder"),
+    "name of Windows": (lambda f: f["meta"]["identities"][1][1].append("C:\\a.jpg"), r"leaves the folder images/"),
+    "listed twice": (
+        lambda f: f["meta"]["identities"][1][1].append(f["meta"]["identities"][0][0][0]),
+        r"is listed already as pid 0, camera 0",
+    ),
+    "cameras too few": (lambda f: f["meta"].update(num_cameras=1), r"num_cameras is 1, but identities has 2 cameras"),
+    "cameras no number": (lambda f: f["meta"].update(num_cameras="2"), r"num_cameras is '2'"),
+    "missing image": (
+        lambda f: f["meta"]["identities"][1][1].append("gone.jpg"),
+        r"images.gone.jpg is listed but is not there \(1 missing in all\)",
+    ),
+    "splits no list": (lambda f: f.update(splits={"a": 1}), r"splits.json holds an object, expected a list"),
+    "split no object": (lambda f: f.update(splits=[[1]]), r"splits.json: entry 0 is a list, expected an object"),
+    "split without trainval": (lambda f: f["splits"][0].pop("trainval"), r"entry 0, trainval is missing"),
+    "pid no number": (lambda f: f["splits"][0]["query"].append("3"), r"entry 0, query: '3' is no pid"),
+    "pid true": (lambda f: f["splits"][0]["query"].append(True), r"entry 0, query: True is no pid"),
+    "pid out of range": (
+        lambda f: f["splits"][0]["gallery"].append(9),
+        r"entry 0, gallery: pid 9 is out of range; meta.json has identities 0 to 4",
+    ),
+    "overlap": (lambda f: f["splits"][0]["trainval"].append(4), r"splits.json: entry 0: pids 4 are both in trainval"),
+    "test too short": (lambda f: f.update(test=[]), r"test.json has 0 entries, so --split 0 is not there"),
+    "test row": (lambda f: f["test"][0]["query"].append(["a.jpg", 3]), r"query\[1\] is \['a.jpg', 3\], expected \[file"),
+    "test file unknown": (
+        lambda f: f["test"][0]["query"].append(["a.jpg", 3, 0]),
+        r"test.json: query\[1\]: 'a.jpg' is not among the identities of meta.json",
+    ),
+    "test file up": (lambda f: f["test"][0]["query"].append(["../a", 3, 0]), r"query\[1\]: '../a' leaves the folder"),
+    "test pid": (lambda f: f["test"][0]["query"][0].__setitem__(1, 4), r"has pid 4, camera 0, but pid 3, camera 0 in meta"),
+    "test list": (lambda f: f["test"][0].update(gallery=3), r"test.json: gallery is 3, expected a list"),
+    "no query": (lambda f: f["test"][0].update(query=[]), r"split 0 has no query images"),
+    "half official": (
+        lambda f: (f.pop("test"), f["meta"].update(query_fnames=[])),
+        r"meta.json: gallery is missing, expected a list",
+    ),
+    "distractors": (lambda f: f["meta"].update(distractors=0), r"distractors is 0, expected a list of pids"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_each_rule_names_file_and_entry(tmp_path, case):
+    change, message = BROKEN[case]
+    files = write_tiny(tmp_path / "d")
+    read_dataset(tmp_path / "d")
+    change(files)
+    (tmp_path / "d/test.json").unlink()
+    save(tmp_path / "d", files)
+    with pytest.raises(InputError, match=message) as caught:
+        read_dataset(tmp_path / "d")
+    assert str(tmp_path / "d") in str(caught.value)
+
+
+def test_a_report_that_returns_hears_of_every_defect(tmp_path):
+    files = write_tiny(tmp_path / "d")
+    for case in ("name up", "pid out of range", "missing image", "test row"):
+        BROKEN[case][0](files)
+    save(tmp_path / "d", files)
+    heard = []
+    dataset = read_dataset(tmp_path / "d", report=heard.append)
+    assert len(heard) == 4 and len(dataset.trainval) == 12
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b'{"identities": [[["a.jp', r"meta.json: line 1, column \d+: not valid JSON .*cut short"),
+        (b"", r"meta.json: line 1, column 1: not valid JSON"),
+        (b"\xff\xfe\x00", r"meta.json cannot be read as JSON"),
+        (b"[" * 100_000, r"meta.json cannot be read as JSON|not valid JSON"),
+        (b"[1]", r"meta.json holds a list, expected an object"),
+    ],
+)
+def test_broken_json(tmp_path, content, message):
+    write_tiny(tmp_path / "d")
+    (tmp_path / "d/meta.json").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_dataset(tmp_path / "d")
+
+
+def test_missing_files_are_missing_input(tmp_path):
+    write_tiny(tmp_path / "d")
+    (tmp_path / "d/splits.json").unlink()
+    with pytest.raises(MissingInput, match=r"splits.json is not there; a dataset folder has"):
+        read_dataset(tmp_path / "d")
+
+
+def test_images_may_be_links(tmp_path):
+    write_tiny(tmp_path / "d")
+    image = sorted((tmp_path / "d/images").iterdir())[0]
+    image.rename(tmp_path / "mine.jpg")
+    image.symlink_to(tmp_path / "mine.jpg")
+    assert len(read_dataset(tmp_path / "d").trainval) == 12
+
+
+def test_open_reid_sample_of_market(shared, tmp_path):
+    """The real Open-ReID lists: 3,368 / 15,913 with them, 16,483 / 19,281 (FD-GAN) without."""
+    source = shared / "data/lists/openreid_market1501"
+    meta = json.loads((source / "meta.json").read_text())
+    (tmp_path / "images").mkdir()
+    for name in (n for cameras in meta["identities"] for some in cameras for n in some):
+        (tmp_path / "images" / name).touch()
+    save(tmp_path, {"meta": meta, "splits": json.loads((source / "splits.json").read_text())})
+    official = read_dataset(tmp_path)
+    assert (len(official.trainval), len(official.query), len(official.gallery)) == (12_936, 3_368, 15_913)
+    assert official.distractors == {0} and sum(i.pid == 0 for i in official.gallery) == 2_798
+    assert [len(part) for part in official.hold_out(100)] == [11_509, 1_427]
+    del meta["query_fnames"], meta["gallery_fnames"]
+    save(tmp_path, {"meta": meta})
+    everything = read_dataset(tmp_path)
+    assert (len(everything.query), len(everything.gallery), everything.protocol) == (16_483, 19_281, ALL_IMAGES)
