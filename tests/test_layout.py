@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ORDER = ["errors", "config", "processes", "runs", "data", "models", "losses", "evaluation", "training", "report", "deploy", "bench"]
+ORDER = "errors config processes runs data models losses evaluation training report deploy bench".split()
 FILES = sorted((ROOT / "reid").rglob("*.py"))
 
 

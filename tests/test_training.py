@@ -34,7 +34,7 @@ def metrics(folder):
 
 @pytest.fixture(scope="module")
 def straight(script, small_run, tmp_path_factory):
-    """A straight run of 12 steps over two epochs (8 steps each)."""
+    """A straight run of 12 steps."""
     logs = tmp_path_factory.mktemp("logs")
     done = script("train.py", *small_run, "--max_steps", 12, "--exp_dir", logs, "--name", "straight")
     assert done.returncode == 0, done.stderr

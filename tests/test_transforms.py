@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as PILImage
-from reid.data.records import Image
 from torchvision.transforms.v2 import functional as tv
 
 from reid.data.loader import ImageStore, decode
+from reid.data.records import Image
 from reid.data.transforms import augment, draw_augmentation, normalise
 
 
@@ -76,14 +76,16 @@ def files(tmp_path):
 
 
 def test_decode_is_pillows_bilinear(files):
-    """Up and down; torchvision's exact uint8 resize of the same pixels agrees to the bit."""
+    """Up and down. An independent implementation, torchvision's, agrees to the bit upwards and to one level of 255
+    in less than 1 % of the pixels downwards."""
     with PILImage.open(files[0].path) as image:
         raw = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
         for h, w in ((192, 64), (48, 16)):
             pixels = decode(files[0].path, h, w)
             assert (pixels == np.asarray(image.resize((w, h), PILImage.Resampling.BILINEAR))).all()
             resized = tv.resize(raw, [h, w], interpolation=tv.InterpolationMode.BILINEAR, antialias=True)
-            assert (resized.permute(1, 2, 0).numpy() == pixels).all()
+            difference = np.abs(resized.permute(1, 2, 0).numpy().astype(int) - pixels)
+            assert difference.max() <= (0 if h > 100 else 1) and (difference > 0).mean() < 0.01
 
 
 @pytest.mark.parametrize("cache", ["none", "ram", "auto"])

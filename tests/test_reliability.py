@@ -1,0 +1,228 @@
+"""What training promises when things go wrong: kills, damaged files, full disks, numbers that are not finite."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+from test_training import metrics, same, state_of
+
+from reid import processes
+from reid.config import Config, from_flags
+from reid.errors import InputError, Interrupted
+from reid.models.rrid import RRID
+from reid.training import checkpoint, trainer
+from reid.training.step import TrainStep
+
+SAVING = """
+import sys, torch
+from pathlib import Path
+from reid.training import checkpoint
+folder = Path(sys.argv[1])
+for step in range(1, 100000):
+    content = {"step": step, "state": {"w": torch.full((400_000,), float(step))}}
+    checkpoint.save(folder / "checkpoint.pth", content, folder / "previous.pth")
+    print(step, flush=True)
+"""
+
+
+def test_killed_while_saving_the_last_good_file_loads(tmp_path):
+    """SIGKILL at random moments of a loop of saves: a whole checkpoint, the last or the one before, is there."""
+    rng = random.Random(0)
+    for _ in range(4):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SAVING, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(3):
+            process.stdout.readline()
+        time.sleep(rng.uniform(0, 0.05))
+        process.kill()
+        said = [line for line in process.communicate()[0].split() if line]
+        content = checkpoint.load_latest(tmp_path, print)
+        assert (content["state"]["w"] == content["step"]).all()
+        assert content["step"] >= int(said[-1] if said else 3)
+
+
+def test_any_flipped_byte_is_noticed(tmp_path):
+    """A damaged file is refused, or (a flip in the padding of the container) its content is whole."""
+    torch.manual_seed(0)
+    content = {"config": {"a": 1}, "state": {"w": torch.randn(300), "n": torch.arange(3)}, "step": 5}
+    path = tmp_path / "checkpoint.pth"
+    checkpoint.save(path, content)
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(0, len(whole), max(1, len(whole) // 150)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0x10
+        path.write_bytes(damaged)
+        try:
+            got = checkpoint.load(path)
+        except InputError:
+            refused += 1
+            continue
+        assert got["step"] == 5 and same(got["state"], content["state"])
+    assert refused > 50
+    for part in (0.01, 0.2, 0.5, 0.99):
+        path.write_bytes(whole[: int(part * len(whole))])
+        with pytest.raises(InputError):
+            checkpoint.load(path)
+
+
+def run(config, monkeypatch, stop_after=None):
+    """train() in this process; SIGTERM to ourselves within step `stop_after`."""
+    step = TrainStep.__call__
+
+    def counted(self, *arguments):
+        counted.steps += 1
+        if counted.steps == stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *arguments)
+
+    counted.steps = 0
+    monkeypatch.setattr(TrainStep, "__call__", counted)
+    try:
+        return trainer.train(config)
+    finally:
+        monkeypatch.setattr(TrainStep, "__call__", step)
+
+
+@pytest.fixture()
+def config(tiny, tmp_path):
+    flags = {"dataset_type": "tiny", "dataset_path": str(tiny), "backbone": "resnet18", "pretrained": "none", "h": 64,
+             "w": 32, "stripes": (2,), "batch_size": 8, "max_steps": 20, "exp_dir": str(tmp_path),
+             "steps_per_log": 1}  # fmt: skip
+    return from_flags(flags)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_resume_equals_the_straight_run_from_any_step(config, tmp_path, monkeypatch, precision):
+    """Stopped within the first and within the second epoch (16 steps each): the same bits, the same log."""
+    flags = {**vars(config), "precision": precision}
+    straight = run(Config(**{**flags, "name": "straight"}), monkeypatch)
+    cut = {**flags, "name": "cut"}
+    for stop in (3, 15):
+        with pytest.raises(Interrupted, match="--resume"):
+            run(Config(**cut), monkeypatch, stop)
+        cut["resume"] = "newest"
+    weights = run(Config(**cut), monkeypatch)
+    assert same(state_of(weights), state_of(straight))
+    a, b = ([m for m in metrics(w.parent) if "loss" in m] for w in (straight, weights))
+    assert a == b
+
+
+def test_damaged_checkpoint_falls_back_to_the_one_before(config, tmp_path, monkeypatch, capsys):
+    straight = run(Config(**{**vars(config), "name": "straight"}), monkeypatch)
+    with pytest.raises(Interrupted):
+        run(Config(**{**vars(config), "name": "cut"}), monkeypatch, 18)
+    folder = tmp_path / "tiny" / "cut"
+    assert checkpoint.load(folder / "previous.pth")["step"] == 16
+    (folder / "checkpoint.pth").write_bytes(b"PK damaged")
+    (folder / ".checkpoint.pth.77.tmp").write_bytes(b"left by a killed process")
+    capsys.readouterr()
+    weights = run(Config(**{**vars(config), "name": "cut", "resume": "newest"}), monkeypatch)
+    said = capsys.readouterr().out
+    assert "WARNING" in said and "previous.pth" in said and "after step 16 of 20" in said
+    assert same(state_of(weights), state_of(straight))
+    assert not list(folder.glob(".*.tmp"))
+
+
+def test_full_disk_loses_nothing(config, tmp_path, monkeypatch):
+    """The second save (at step 20) fails half way: the checkpoint of step 16 is whole and the run can go on."""
+    write, calls = torch.save, []
+
+    def full(content, target):
+        calls.append(target)
+        write(content, target)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.train(config)
+    monkeypatch.setattr(torch, "save", write)
+    folder = next((tmp_path / "tiny").iterdir())
+    assert checkpoint.load_latest(folder, print)["step"] == 16
+    weights = trainer.train(Config(**{**vars(config), "resume": str(folder)}))
+    assert weights.exists() and not list(folder.glob(".*.tmp"))
+
+
+def test_changes_at_resume_can_be_allowed(config, tmp_path, monkeypatch, capsys):
+    with pytest.raises(Interrupted):
+        run(config, monkeypatch, 4)
+    (folder,) = (tmp_path / "tiny").iterdir()
+    other = {**vars(config), "resume": str(folder), "lr": 0.002}
+    with pytest.raises(InputError, match=r"lr 0\.01 -> 0\.002.*--allow_changes"):
+        trainer.train(Config(**other))
+    trainer.train(Config(**{**other, "allow_changes": True}))
+    rates = {m["step"]: m["lr"] for m in metrics(folder) if "lr" in m}
+    assert rates[4] == pytest.approx(0.01) and rates[5] == pytest.approx(0.002)
+
+
+@pytest.mark.parametrize("where", ["image", "gradient"])
+def test_not_finite_leaves_the_weights_alone(where):
+    """The first bad step and all after it change nothing, and its terms are the ones shown."""
+    torch.manual_seed(0)
+    model = RRID(2, (2,), "resnet18", dim=8)
+    step = TrainStep(model, Config(backbone="resnet18", stripes=(2,)), torch.device("cpu"))
+    images, labels = torch.randn(4, 3, 64, 32), torch.tensor([0, 0, 1, 1])
+    step(images, labels, 1.0)
+    step.check_finite(1)
+    before = {k: v.clone() for k, v in model.named_parameters()}
+    if where == "image":
+        bad = images.clone()
+        bad[0, 0, 0, 0] = torch.nan
+        terms = step(bad, labels, 1.0)
+        assert torch.isnan(terms["loss"])
+    else:
+        hook = model.E_p.weight.register_hook(lambda g: g * torch.inf)
+        step(images, labels, 1.0)
+        hook.remove()
+    step(images, labels, 1.0)
+    assert same(dict(model.named_parameters()), before)
+    with pytest.raises(FloatingPointError, match=r"triplet .*cross_entropy .*gradient (nan|inf)"):
+        step.check_finite(3)
+
+
+def test_second_signal_ends_at_once():
+    code = (
+        "import os, signal; from reid.processes import signals_noted\n"
+        "with signals_noted() as got:\n    os.kill(os.getpid(), signal.SIGINT); assert got == [signal.SIGINT]\n"
+        "    os.kill(os.getpid(), signal.SIGINT); print('went on')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "KeyboardInterrupt" in done.stderr and "went on" not in done.stdout
+
+
+def test_signals_outside_the_main_thread_are_left_alone():
+    import threading
+
+    seen = []
+
+    def work():
+        with processes.signals_noted() as got:
+            seen.append(got)
+
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [[]] and signal.getsignal(signal.SIGINT) is before
+
+
+def test_metrics_after_the_checkpoint_are_dropped(config, tmp_path, monkeypatch):
+    """A run killed after its last checkpoint has logged steps that resuming will do again."""
+    with pytest.raises(Interrupted):
+        run(config, monkeypatch, 4)
+    (folder,) = (tmp_path / "tiny").iterdir()
+    with open(folder / "metrics.jsonl", "a") as f:
+        f.write(json.dumps({"step": 5, "loss": 1e9}) + "\n")
+    trainer.train(Config(**{**vars(config), "resume": str(folder)}))
+    steps = [m["step"] for m in metrics(folder) if "loss" in m]
+    assert steps == list(range(1, 21))
+    assert all(m.get("loss", 0) < 1e8 for m in metrics(folder))
