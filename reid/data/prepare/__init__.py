@@ -8,7 +8,7 @@ from pathlib import Path
 
 from reid.data.prepare import cuhk03, market, msmt17, own
 from reid.data.prepare.archive import ARCHIVES, IMAGES, Source, open_source
-from reid.data.prepare.plan import Plan, assert_published, build, table, write
+from reid.data.prepare.plan import Plan, assert_sound, build, table, write
 from reid.data.records import Dataset, read_dataset
 from reid.errors import InputError, MissingInput
 
@@ -132,7 +132,7 @@ def is_prepared(folder: Path) -> bool:
 def make(folder: Path, plan: Plan, source: Source, link: bool) -> Dataset:
     """Prints and asserts the counts of a plan, then writes it as `folder`."""
     print(table(folder.name, plan))
-    assert_published(folder.name, plan, source.path)
+    assert_sound(folder.name, plan, source.path)
     if link and plan.place:
         raise InputError(f"{source.path} has its images inside a .mat file; they cannot be linked, use --images copy")
     place = plan.place or (lambda wanted: source.place(wanted, link))

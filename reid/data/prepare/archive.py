@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -65,17 +66,40 @@ class Source:
             for path in wanted[name][1:]:
                 shutil.copyfile(wanted[name][0], path)
 
-    def opened(self, names: Collection[str]) -> Iterator[tuple[str, IO[bytes]]]:
-        """(name, open file) of the named files; damage met while they are read raises InputError."""
+    def opened(self, names: Collection[str]) -> Iterator[tuple[str, "Reader"]]:
+        """(name, open file) of the named files; damage met when they are opened or read raises InputError."""
+        files = self.stream(names)
         name = next(iter(names), "")
-        try:
-            for name, file in self.stream(names):
-                yield name, file
-        except DAMAGE as e:
-            if isinstance(e, InputError):
-                raise
-            raise InputError(f"{self.path}: {name or 'a member'} cannot be read ({e}); was the download cut short? "
-                             "Get it again") from e  # fmt: skip
+        while True:
+            with damage(self.path, name):
+                entry = next(files, None)
+            if entry is None:
+                return
+            name, file = entry
+            yield name, Reader(file, self.path, name)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A file whose damage, met while it is read, is told from trouble with what is written."""
+
+    file: IO[bytes]
+    path: Path
+    name: str
+
+    def read(self, size: int = -1) -> bytes:
+        with damage(self.path, self.name):
+            return self.file.read(size)
+
+
+@contextmanager
+def damage(path: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except DAMAGE as e:
+        raise InputError(f"{path}: {what} cannot be read ({e}); was the download cut short? Get it again") from e
 
 
 @contextmanager
@@ -91,22 +115,14 @@ def open_source(path: str | Path) -> Iterator[Source]:
     if path.is_dir():
         yield Source(path, dict(sorted(walk(path))), lambda names: open_files(path, names))
         return
-    try:
+    with damage(path, f"the archive ({path.stat().st_size:,} bytes)"):
         archive = open_archive(path)
-    except DAMAGE as e:
-        raise InputError(f"{path} is no readable archive ({e}); was the download cut short? It has "
-                         f"{path.stat().st_size:,} bytes") from e  # fmt: skip
     if archive is None:  # one file, a .mat for instance
         yield Source(path.parent, {path.name: path.stat().st_size}, lambda names: open_files(path.parent, names))
         return
     with archive:
-        try:
-            found = tar_members(archive) if isinstance(archive, tarfile.TarFile) else zip_members(archive)
-            members = checked(path, found)
-        except DAMAGE as e:
-            if isinstance(e, InputError):
-                raise
-            raise InputError(f"{path} breaks off ({e}); was the download cut short? Get it again") from e
+        with damage(path, "the list of members"):
+            members = checked(path, tar_members(archive) if is_tar(archive) else zip_members(archive))
         sizes = {name: members[name][1] for name in sorted(members)}
         with tempfile.TemporaryDirectory() as scratch:
             yield Source(path, sizes, lambda names: open_members(archive, members, names), Path(scratch))
@@ -119,6 +135,10 @@ def open_archive(path: Path) -> zipfile.ZipFile | tarfile.TarFile | None:
     if name.endswith(ARCHIVES):
         return tarfile.open(path)
     return None
+
+
+def is_tar(archive) -> bool:
+    return isinstance(archive, tarfile.TarFile)
 
 
 def walk(folder: Path) -> Iterator[tuple[str, int]]:
@@ -184,7 +204,7 @@ def checked(path: Path, members: Iterable[tuple]) -> dict[str, tuple]:
 
 def open_members(archive, members: dict[str, tuple], names: Collection[str]) -> Iterator[tuple[str, IO[bytes]]]:
     """In the order in which the archive stores them: a compressed tar can only be read forwards."""
-    tar = isinstance(archive, tarfile.TarFile)
-    for name in sorted(names, key=lambda n: members[n][0].offset_data if tar else members[n][0].header_offset):
-        with (archive.extractfile if tar else archive.open)(members[name][0]) as file:
+    place = attrgetter("offset_data" if is_tar(archive) else "header_offset")
+    for name in sorted(names, key=lambda n: place(members[n][0])):
+        with (archive.extractfile if is_tar(archive) else archive.open)(members[name][0]) as file:
             yield name, file

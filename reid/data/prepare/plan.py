@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from reid.data.records import SUBSETS
+from reid.data.records import SUBSETS, shortened
 from reid.errors import InputError
 from reid.runs import atomic_file
 
@@ -77,17 +77,21 @@ def table(name: str, plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def assert_published(name: str, plan: Plan, source: Path) -> None:
-    """Raises InputError when the counts of a split are not the published ones."""
-    for split in range(len(plan.splits)):
-        found = plan.counts(split)
+def assert_sound(name: str, plan: Plan, source: Path) -> None:
+    """Raises InputError when training and test share an identity, or counts are not the published ones."""
+    for number, split in enumerate(plan.splits):
+        both = {plan.images[i][1] for i in split.trainval} & {plan.images[i][1] for i in split.query + split.gallery}
+        if both:
+            raise InputError(f"{source}: {shortened(sorted(both))} are both in training and test; an identity belongs "
+                             "to one of them")  # fmt: skip
+        found = plan.counts(number)
         for subset, (ids, images) in PUBLISHED.get(name, {}).items():
             extra = plan.extra if subset == "gallery" else 0
             if found[subset][0] != ids or images not in (None, found[subset][1] - extra):
-                count = "" if images is None else f" and {images:,}"
                 raise InputError(
                     f"{source}: {subset} has {found[subset][0]:,} identities and {found[subset][1] - extra:,} images, "
-                    f"published are {ids:,}{count}; the source is incomplete, changed, or another dataset"
+                    f"published are {ids:,}{'' if images is None else f' and {images:,}'}; the source is incomplete, "
+                    "changed, or another dataset"
                 )
 
 
