@@ -83,35 +83,33 @@ def evaluate_weights(given: dict) -> int:
     from reid.runs import evaluation_folder, newest_weights, pick_device
 
     asked = from_flags(given, profile("paper").for_evaluation())
-    weights = Path(asked.pretrained_weights_dir or newest_weights(asked.exp_dir, asked.dataset_type))
+    weights = Path(asked.pretrained_weights_dir or newest_weights(asked.exp_dir, asked.datasets))
     model, trained = read_weights(weights)
     config = from_flags(given, trained.for_evaluation())
     check_height(config.h, config.stripes)
     device = pick_device(config.gpus)
+    model = model.to(device, memory_format=torch.channels_last)
+    digest = sha256(weights)
     with connected(device) as here:
-        dataset = open_dataset(config.dataset_type, config.dataset_path, config.split)
-        folder = evaluation_folder(weights, config)
-        images = [*dataset.query, *dataset.gallery]
-        store = ImageStore(images, config.h, config.w, config.num_workers, device=device)
+        for name in config.dataset_type:
+            dataset = open_dataset(name, config.dataset_path, config.split)
+            images = [*dataset.query, *dataset.gallery]
+            store = ImageStore(images, config.h, config.w, config.num_workers, device=device)
+            if here.first:
+                print(f"{weights} on {dataset}")
 
-        def load(start: int):
-            return store.batches([part_of(rows, here) for rows in in_order(len(images), config.batch_size, start)])
+            def load(start: int, store=store):
+                rows = in_order(len(store.paths), config.batch_size, start)
+                return store.batches([part_of(batch, here) for batch in rows])
 
-        if here.first:
-            print(f"{weights} on {dataset}")
-        features = extract_file(
-            folder / "features.h5",
-            model.to(device, memory_format=torch.channels_last),
-            load,
-            dataset.query,
-            dataset.gallery,
-            device,
-            sha256(weights),
-            dataset.fingerprint,
-            precision=config.precision,
-            size=f"{config.h}x{config.w}",
-        )
-        return score(features, config, device, folder) if here.first else 0
+            folder = evaluation_folder(weights, config.exp_dir, name)
+            features = extract_file(
+                folder / "features.h5", model, load, dataset.query, dataset.gallery, device, digest,
+                dataset.fingerprint, precision=config.precision, size=f"{config.h}x{config.w}",
+            )  # fmt: skip
+            if here.first:
+                score(features, config, device, folder)
+    return 0
 
 
 if __name__ == "__main__":

@@ -30,7 +30,13 @@ class Config:
 
     profile: str = option("paper", "run", "named defaults; other flags change them", ("paper", "demo"))
 
-    dataset_type: str = option("market1501", "data", "dataset, a folder under --dataset_path", scripts=BOTH)
+    dataset_type: tuple[str, ...] = option(
+        ("market1501",),
+        "data",
+        "folders under --dataset_path; several are trained together, scored one by one",
+        None,
+        BOTH,
+    )
     dataset_path: str = option("./datasets", "run", "folder of the datasets", scripts=BOTH)
     split: int = option(0, "data", "entry of splits.json", scripts=BOTH, minimum=0)
     train_set: str = option("trainval", "data", "train holds --num_val identities out", ("trainval", "train"))
@@ -117,6 +123,11 @@ class Config:
         if len(set(self.stripes)) < len(self.stripes):
             raise InputError(f"--stripes {' '.join(map(str, self.stripes))} names a stripe count twice")
 
+    @property
+    def datasets(self) -> str:
+        """The datasets as a folder name: market1501+dukemtmc."""
+        return "+".join(self.dataset_type)
+
     def to_json(self) -> dict[str, dict[str, Any]]:
         """{room: {field: value}}, plain values only."""
         rooms: dict[str, dict[str, Any]] = {}
@@ -162,7 +173,7 @@ PROFILES: dict[str, dict[str, Any]] = {
     "paper": {},
     "demo": {
         "profile": "demo",
-        "dataset_type": "demo",
+        "dataset_type": ("demo",),
         "h": 192,
         "w": 64,
         "backbone": "mobilenet_v2",
@@ -184,8 +195,8 @@ def profile(name: str) -> Config:
 def check_value(f, value) -> None:
     """Type, choices and range of one field; errors name the flag as a user types it."""
     flag, choices, minimum = "--" + f.name, f.metadata["choices"], f.metadata["minimum"]
-    items = value if isinstance(value, tuple) else (value,)
-    expected = f.type if isinstance(f.type, type) and not isinstance(value, tuple) else int
+    items = value if isinstance(value, tuple) and isinstance(f.default, tuple) else (value,)
+    expected = type(f.default[0]) if isinstance(f.default, tuple) else f.type
     if f.type is float:
         expected = (float, int)
     for item in items:

@@ -98,7 +98,7 @@ class Run:
     @classmethod
     def create(cls, config: Config) -> "Run":
         """A new folder exp_dir/dataset/name; where one exists a number is appended, and said."""
-        parent, name = Path(config.exp_dir) / config.dataset_type, run_name(config)
+        parent, name = Path(config.exp_dir) / config.datasets, run_name(config)
         folder, number = parent / name, 1
         while folder.exists():
             number += 1
@@ -192,7 +192,7 @@ def find_unfinished(config: Config) -> Path:
         if not (folder / "config.json").is_file():
             raise MissingInput(f"--resume {folder}: no run is there (no config.json)")
         return folder
-    parent, name = Path(config.exp_dir) / config.dataset_type, run_name(config)
+    parent, name = Path(config.exp_dir) / config.datasets, run_name(config)
     numbered = [parent / name, *parent.glob(f"{name}-[0-9]*")]
     folder = newest(numbered, lambda f: (f / "config.json").is_file() and not is_finished(f))
     if folder is None:
@@ -214,11 +214,11 @@ def newest_weights(exp_dir: str, dataset: str) -> Path:
     return folder / "weights.pth"
 
 
-def evaluation_folder(weights: Path, config: Config) -> Path:
+def evaluation_folder(weights: Path, exp_dir: str, dataset: str) -> Path:
     """eval-<dataset> in the run folder of the weights, else exp_dir/dataset/eval-<weights file name>."""
     if (weights.parent / "config.json").is_file():
-        return weights.parent / f"eval-{config.dataset_type}"
-    return Path(config.exp_dir) / config.dataset_type / f"eval-{weights.stem}"
+        return weights.parent / f"eval-{dataset}"
+    return Path(exp_dir) / dataset / f"eval-{weights.stem}"
 
 
 def installed(package: str) -> str | None:

@@ -25,7 +25,7 @@ def test_published_defaults():
     assert (c.batch_size, c.batch_sample, c.epochs, c.lr, c.base_lr, c.margin) == (64, 4, 80, 1e-2, 1e-3, 1.2)
     assert (c.decay_schedule, c.staircase_decay_multiply_factor, c.momentum) == ((40, 60), 0.1, 0.9)
     assert (c.weight_decay, c.num_workers, c.split, c.h, c.w) == (5e-4, 4, 0, 384, 128)
-    assert (c.dataset_type, c.dataset_path, c.exp_dir) == ("market1501", "./datasets", "./logs")
+    assert (c.dataset_type, c.dataset_path, c.exp_dir) == (("market1501",), "./datasets", "./logs")
     assert (c.steps_per_log, c.print_freq, c.train_set) == (100, 10, "trainval")
 
 
@@ -56,7 +56,7 @@ def test_run_names():
     assert run_name(Config(stripes=(6,), relation="none")) == "stripes-6_relation-none"
     assert run_name(Config(seed=1)) == "seed-1"
     assert run_name(Config(seed=1, name="mine")) == "mine"
-    assert run_name(Config(dataset_type="dukemtmc", num_workers=0)) == "paper"
+    assert run_name(Config(dataset_type=("dukemtmc",), num_workers=0)) == "paper"
 
 
 @pytest.mark.parametrize("argv, words", [

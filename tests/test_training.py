@@ -271,3 +271,36 @@ def test_weights_of_another_architecture_or_class_count(tmp_path):
             load_model(tmp_path / "weights.pth")
     with pytest.raises(FileNotFoundError, match="is not there"):
         load_model(Path("gone.pth"))
+
+
+def test_several_datasets_train_together_and_are_scored_one_by_one(script, small_run, tmp_path):
+    """Identities are kept apart: 8 + 6 classes. Scored on a set it was trained on and on one it was not."""
+    make_dataset(tmp_path / "data" / "one")
+    make_dataset(tmp_path / "data" / "two", train_ids=6, cameras=3)
+    make_dataset(tmp_path / "data" / "other", test_ids=3)
+    flags = [*small_run, "--dataset_path", tmp_path / "data", "--exp_dir", tmp_path / "logs", "--max_steps", 2]
+    done = script("train.py", *flags, "--dataset_type", "one", "two", "--name", "joint")
+    assert done.returncode == 0, done.stderr
+    weights = tmp_path / "logs" / "one+two" / "joint" / "weights.pth"
+    assert checkpoint.load(weights)["classes"] == 14
+    done = script(
+        "evaluate.py", "--dataset_path", tmp_path / "data", "--weights", weights, "--dataset_type", "one", "other"
+    )
+    assert done.returncode == 0, done.stderr
+    for name, queries in (("one", 8), ("other", 6)):
+        result = json.loads((weights.parent / f"eval-{name}" / "result.json").read_text())
+        assert result["n_query"] == queries and 0 < result["map"] <= 1
+    done = script("evaluate.py", "--dataset_path", tmp_path / "data", "--weights", weights)
+    assert done.stdout.count("mAP step") == 2 and "eval-two" in done.stdout
+
+
+def test_broken_lists_are_found_before_the_first_step(script, small_run, tmp_path):
+    """A query without a match in another camera would be found after hours otherwise."""
+    folder = make_dataset(tmp_path / "tiny")
+    test = json.loads((folder / "test.json").read_text())
+    test[0]["gallery"] = [row for row in test[0]["gallery"] if row[2] != 0]
+    test[0]["query"] = [row for row in test[0]["query"] if row[2] == 1]
+    (folder / "test.json").write_text(json.dumps(test))
+    done = script("train.py", *small_run, "--dataset_path", tmp_path, "--exp_dir", tmp_path / "logs")
+    assert done.returncode == 2 and "python -m reid check" in done.stderr, done.stderr
+    assert not (tmp_path / "logs").exists()

@@ -9,7 +9,7 @@ index]): the same bytes on every run with the same Pillow.
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -34,14 +34,25 @@ BAGS = ("black", "red", "brown", "blue", "green", "yellow")
 HAIR = ((28, 24, 22), (66, 44, 30), (122, 84, 46), (196, 160, 92), (150, 146, 142))
 SKIN = ((242, 208, 180), (222, 178, 142), (184, 134, 98), (128, 88, 62), (86, 58, 42))
 
-# camera: turn of the person (0 from the front, 1 from the side, 2 from the back), gains of R G B before CAST, light,
-# blur in pixels, noise of 255, colours of wall and ground
-CAMERA: tuple[dict[str, Any], ...] = (
-    {"turn": 0, "gains": (0.5, 0.0, -0.6), "light": 1.05, "blur": 0.4, "noise": 4, "street": ((164, 156, 142), (138, 134, 130))},
-    {"turn": 1, "gains": (-0.7, 0.0, 0.8), "light": 0.82, "blur": 0.7, "noise": 7, "street": ((112, 128, 142), (96, 98, 104))},
-    {"turn": 2, "gains": (-0.3, 0.5, -0.3), "light": 0.95, "blur": 0.5, "noise": 5, "street": ((104, 132, 96), (158, 148, 128))},
-    {"turn": 1, "gains": (0.9, -0.1, -0.9), "light": 0.68, "blur": 0.9, "noise": 9, "street": ((150, 112, 92), (112, 100, 96))},
-)  # fmt: skip
+
+class Camera(NamedTuple):
+    """What a camera makes of a person."""
+
+    turn: int  # 0 sees people from the front, 1 from the side, 2 from the back
+    gains: tuple[float, float, float]  # of R, G, B, before CAST
+    light: float
+    blur: float  # pixels
+    noise: float  # of 255
+    wall: tuple[int, int, int]
+    ground: tuple[int, int, int]
+
+
+CAMERA = (
+    Camera(0, (0.5, 0.0, -0.6), 1.05, 0.4, 4, (164, 156, 142), (138, 134, 130)),
+    Camera(1, (-0.7, 0.0, 0.8), 0.82, 0.7, 7, (112, 128, 142), (96, 98, 104)),
+    Camera(2, (-0.3, 0.5, -0.3), 0.95, 0.5, 5, (104, 132, 96), (158, 148, 128)),
+    Camera(1, (0.9, -0.1, -0.9), 0.68, 0.9, 9, (150, 112, 92), (112, 100, 96)),
+)
 
 
 def identity(pid: int) -> dict[str, Any]:
@@ -80,21 +91,19 @@ def draw(pid: int, camid: int, index: int) -> Image.Image:
     canvas = ImageDraw.Draw(picture)
     tall = 0.86 * h * who["height"] * rng.uniform(0.93, 1.05)
     x, floor = w * (0.5 + rng.normal(0, SHIFT)), h * (0.965 + rng.normal(0, SHIFT / 2))
-    canvas.ellipse(
-        [x - 0.3 * w, floor - 0.02 * h, x + 0.42 * w, floor + 0.02 * h], fill=shade(camera["street"][1], 0.7)
-    )
-    person(picture, who, camera["turn"], rng, x, floor - tall, tall)
+    canvas.ellipse([x - 0.3 * w, floor - 0.02 * h, x + 0.42 * w, floor + 0.02 * h], fill=shade(camera.ground, 0.7))
+    person(picture, who, camera.turn, rng, x, floor - tall, tall)
     if rng.random() < OCCLUDED:
         occluder(canvas, rng, w, h)
-    small = picture.resize((W, H), Image.Resampling.LANCZOS).filter(ImageFilter.GaussianBlur(camera["blur"]))
-    gains = camera["light"] * rng.uniform(0.9, 1.1) * (1 + CAST * np.array(camera["gains"]))
-    pixels = np.asarray(small, float) * gains + rng.normal(0, camera["noise"], (H, W, 1))
+    small = picture.resize((W, H), Image.Resampling.LANCZOS).filter(ImageFilter.GaussianBlur(camera.blur))
+    gains = camera.light * rng.uniform(0.9, 1.1) * (1 + CAST * np.array(camera.gains))
+    pixels = np.asarray(small, float) * gains + rng.normal(0, camera.noise, (H, W, 1))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def street(camera: dict[str, Any], rng: np.random.Generator, w: int, h: int) -> Image.Image:
+def street(camera: Camera, rng: np.random.Generator, w: int, h: int) -> Image.Image:
     """Wall with windows, kerb, ground; the same place seen from a little elsewhere each time."""
-    wall, ground = camera["street"]
+    wall, ground = camera.wall, camera.ground
     picture = Image.new("RGB", (w, h), wall)
     canvas = ImageDraw.Draw(picture)
     offset, kerb = rng.integers(0, w), h * rng.uniform(0.62, 0.72)
@@ -154,44 +163,33 @@ def person(picture: Image.Image, who: dict[str, Any], turn: int, rng, x: float, 
         canvas.ellipse([hx - thick * 0.45, hy - thick * 0.3, hx + thick * 0.45, hy + thick * 0.7], fill=skin)
         if who["bag"] == "hand" and sign == 1:
             canvas.line([hx, hy, hx, hy + thick], fill=(60, 50, 44), width=2)
-            canvas.rounded_rectangle(
-                [hx - thick, hy + thick, hx + thick, hy + thick * 3.2], 4, fill=tuple(who["bag_colour"])
-            )
+            panel(hx, thick, hy + thick, hy + thick * 3.2, 4, tuple(who["bag_colour"]))
+
+    def panel(middle: float, half: float, y0: float, y1: float, radius: float, colour) -> None:
+        canvas.rounded_rectangle([middle - half, y0, middle + half, y1], radius, fill=colour)
 
     bag = shade(who["bag_colour"], 1.0)
     arm(-1, 0.8)
     leg(-1, 0.82)
     leg(1, 1.0)
     if who["bag"] == "backpack" and side:
-        back = x - facing * wide * 1.25
-        canvas.rounded_rectangle(
-            [back - wide * 0.7, shoulder, back + wide * 0.7, hip - tall * 0.06], wide * 0.4, fill=bag
-        )
+        panel(x - facing * wide * 1.25, wide * 0.7, shoulder, hip - tall * 0.06, wide * 0.4, bag)
     if who["cut"] == "skirt":
-        canvas.polygon([(x - wide * 0.75, hip - tall * 0.05), (x + wide * 0.75, hip - tall * 0.05),
-                        (x + wide * 1.15, knee - tall * 0.03), (x - wide * 1.15, knee - tall * 0.03)], fill=shade(who["bottom"], 1.0))  # fmt: skip
+        waist, hem = hip - tall * 0.05, knee - tall * 0.03
+        outline = [(x - wide * 0.75, waist), (x + wide * 0.75, waist), (x + wide * 1.15, hem), (x - wide * 1.15, hem)]
+        canvas.polygon(outline, fill=shade(who["bottom"], 1.0))
     torso(picture, who, x, wide, shoulder, hip, tall, turn)
     if who["bag"] == "backpack" and turn == 2:
-        canvas.rounded_rectangle(
-            [x - wide * 0.75, shoulder + tall * 0.02, x + wide * 0.75, hip - tall * 0.05], wide * 0.3, fill=bag
-        )
-        canvas.rounded_rectangle(
-            [x - wide * 0.5, hip - tall * 0.15, x + wide * 0.5, hip - tall * 0.07], 3, fill=shade(bag, 0.75)
-        )
+        panel(x, wide * 0.75, shoulder + tall * 0.02, hip - tall * 0.05, wide * 0.3, bag)
+        panel(x, wide * 0.5, hip - tall * 0.15, hip - tall * 0.07, 3, shade(bag, 0.75))
     if who["bag"] == "backpack" and turn == 0:
-        for sign in (-1, 1):
-            canvas.line(
-                [x + sign * wide * 0.5, shoulder, x + sign * wide * 0.6, hip - tall * 0.1],
-                fill=bag,
-                width=int(thick * 0.4),
-            )
+        for s in (-wide, wide):
+            strap = [x + s * 0.5, shoulder, x + s * 0.6, hip - tall * 0.1]
+            canvas.line(strap, fill=bag, width=int(thick * 0.4))
     if who["bag"] == "shoulder":
-        to = -1 if turn == 2 else 1
-        canvas.line(
-            [x - to * wide * 0.7, shoulder, x + to * wide * 0.9, hip], fill=shade(bag, 0.8), width=int(thick * 0.35)
-        )
-        bx = x + to * wide * 0.95
-        canvas.rounded_rectangle([bx - wide * 0.5, hip - tall * 0.03, bx + wide * 0.5, hip + tall * 0.09], 5, fill=bag)
+        to = -wide if turn == 2 else wide
+        canvas.line([x - to * 0.7, shoulder, x + to * 0.9, hip], fill=shade(bag, 0.8), width=int(thick * 0.35))
+        panel(x + to * 0.95, wide * 0.5, hip - tall * 0.03, hip + tall * 0.09, 5, bag)
     arm(1, 1.0)
     head(canvas, who, turn, facing, x, top, tall)
 
@@ -201,9 +199,10 @@ def torso(
 ) -> None:
     """The top with its pattern, lit from the left."""
     mask = Image.new("L", picture.size)
-    shape = [(x - wide * 0.6, shoulder - tall * 0.02), (x + wide * 0.6, shoulder - tall * 0.02), (x + wide, shoulder + tall * 0.03),
-             (x + wide * 0.82, hip), (x - wide * 0.82, hip), (x - wide, shoulder + tall * 0.03)]  # fmt: skip
-    ImageDraw.Draw(mask).polygon(shape, fill=255)
+    neck, low = shoulder - tall * 0.02, shoulder + tall * 0.03
+    left = [(x - wide * 0.6, neck), (x - wide, low), (x - wide * 0.82, hip)]
+    right = [(2 * x - px, y) for px, y in reversed(left)]
+    ImageDraw.Draw(mask).polygon(left + right, fill=255)
     cloth = Image.new("RGB", picture.size, tuple(int(c) for c in who["top"]))
     canvas, trim, step = ImageDraw.Draw(cloth), shade(who["trim"], 1.0), tall * 0.05
     rows = [shoulder + i * step for i in range(-1, 9)]

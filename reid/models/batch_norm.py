@@ -9,7 +9,7 @@ from reid.processes import SumOverProcesses, together
 
 
 def synchronise(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model with batch statistics over all processes: torch's layer on CUDA; ours on the CPU, which that refuses."""
+    """The model with batch statistics over all processes: torch's layers on CUDA, ours on the CPU."""
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return replace_forward(model, GlobalBatchNorm)

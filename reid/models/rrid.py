@@ -5,8 +5,8 @@ One map is cut into stripes at several granularities; each part is related to th
 the same relation with one part, so parts and wholes go through the same three batched layers. Letters are
 the paper's: p part, r rest, c contrast, a = E(p), b = E(r), q = a + R([a; b]).
 
-N images, C map channels, n stripes of one granularity, S slots (all parts, then all wholes), T related
-slots (those with b), D feature width, L classifiers, K identities.
+N images, C map channels, n stripes of a granularity, S slots (all parts, then all wholes), T slots with b,
+D feature width, L classifiers, K identities.
 """
 
 import math
@@ -62,8 +62,7 @@ class RRID(nn.Module):
     """Images (N, 3, H, W) -> features (N, S, D) in eval mode, Output in training mode.
 
     num_classes=0 has no classifiers. H/16 must be divisible by every stripe count (InputError otherwise).
-    relation: one_vs_rest | none; pooling: gcp | max | avg | none; contrast: mean_of_rest (the code that made
-    the published numbers) | mean_minus_max (the paper's text); ce_on: all | final.
+    contrast: mean_of_rest made the published numbers, mean_minus_max is the paper's text; the others: config.py.
     """
 
     def __init__(

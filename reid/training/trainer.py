@@ -11,9 +11,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from reid.config import Config
+from reid.data.check import check_lists
 from reid.data.loader import ImageStore, in_order
 from reid.data.prepare import open_dataset
-from reid.data.records import Dataset
+from reid.data.records import Dataset, combine
 from reid.data.sampler import SAMPLERS
 from reid.data.transforms import augment, draw_augmentation, normalise
 from reid.errors import InputError, Interrupted
@@ -40,7 +41,7 @@ def train(config: Config) -> Path:
     with connected(device) as here, signals_noted() as signals:
         if not here.first:
             wait()  # the first prepares raw data and makes the folder
-        dataset = open_dataset(config.dataset_type, config.dataset_path, config.split)
+        dataset = checked_dataset(config, here.first)
         run = Run.open(config, here.first)
         if here.first:
             wait()
@@ -48,6 +49,18 @@ def train(config: Config) -> Path:
             return Trainer(config, dataset, run, device, here).run_all(signals)
         finally:
             run.close()
+
+
+def checked_dataset(config: Config, first: bool) -> Dataset:
+    """The datasets of the configuration as one; what their lists have wrong is said before the first step."""
+    datasets = [open_dataset(name, config.dataset_path, config.split) for name in config.dataset_type]
+    for dataset in datasets:
+        for finding in check_lists(dataset):
+            if finding.level == "error":
+                raise InputError(f"{finding.message} (all findings: python -m reid check {dataset.name})")
+            if first:
+                print(f"{finding.level}: {finding.message}")
+    return combine(datasets)
 
 
 class Trainer:
@@ -132,9 +145,10 @@ class Trainer:
                 sums, counted = {}, 0
             if self.stop_asked(signals, look):
                 self.save()
+                reason = signal.Signals(signals[0]).name if signals else "a signal"
                 raise Interrupted(
-                    f"stopped by {signal.Signals(signals[0]).name if signals else 'a signal'} after step {self.step} of "
-                    f"{self.total}; continue with: python train.py --resume {self.run.folder}"
+                    f"stopped by {reason} after step {self.step} of {self.total}; "
+                    f"continue with: python train.py --resume {self.run.folder}"
                 )
         if self.held_out and (self.step == self.total or epoch % c.eval_every == 0):
             self.validate(epoch)
