@@ -60,7 +60,7 @@ def plan_classic(source: Source, kind: str) -> Plan:
     if mat is None:
         raise market.missing_part(source, "cuhk-03.mat", ["cuhk-03.mat (cuhk03_release.zip)"])
     images: list[tuple[str, int, int]] = []
-    cells: dict[str, str] = {}
+    cells: dict[str, h5py.Reference] = {}
     numbers: dict[tuple[int, int], int] = {}  # (camera pair, identity in it) -> pid, from 1 as the new protocol has it
     for file, person, camera, cell in cells_of(mat, kind):
         images.append((file, numbers.setdefault(person, len(numbers) + 1), camera))
@@ -80,8 +80,8 @@ def find(source: Source, file: str) -> Path | None:
     return source.file(names[0]) if names else None
 
 
-def cells_of(mat: Path, kind: str) -> Iterator[tuple[str, tuple[int, int], int, str]]:
-    """(name, (pair, identity) from 1, camera 0 or 1, where it is in the file) of each image: five camera pairs, M
+def cells_of(mat: Path, kind: str) -> Iterator[tuple[str, tuple[int, int], int, h5py.Reference]]:
+    """(name, (pair, identity) from 1, camera 0 or 1, reference to the pixels) of each image: five camera pairs, M
     identities by 10 cells each, 1-5 of the first camera and 6-10 of the second; some cells are empty."""
     try:
         with h5py.File(mat, "r") as file:
@@ -92,7 +92,7 @@ def cells_of(mat: Path, kind: str) -> Iterator[tuple[str, tuple[int, int], int, 
                         if pixels.ndim == 3:
                             view = 1 if number <= 5 else 2
                             name = f"{pair}_{identity:03d}_{view}_{number:02d}.png"
-                            yield name, (pair, identity), view - 1, pixels.name
+                            yield name, (pair, identity), view - 1, cell
     except UNREADABLE as e:
         raise InputError(f"{mat} is no readable cuhk-03.mat ({e}); was the download cut short? Get it again") from e
 
@@ -106,7 +106,7 @@ def test_sets(mat: Path) -> list[list[tuple[int, int]]]:
         raise InputError(f"{mat}: testsets cannot be read ({e}); get the file again") from e
 
 
-def place(mat: Path, cells: dict[str, str], wanted: dict[str, list[Path]]) -> None:
+def place(mat: Path, cells: dict[str, h5py.Reference], wanted: dict[str, list[Path]]) -> None:
     """Writes each image as PNG, which loses nothing. The file stores (channel, column, row)."""
     with h5py.File(mat, "r") as file:
         for name, paths in tqdm(wanted.items(), "writing", unit=" images", disable=None):
