@@ -37,7 +37,7 @@ def plan(source: Source, kind: str) -> Plan:
         rows = [(protocol[f"{s}_idx"].ravel().astype(int) - 1).tolist() for s in ("train", "query", "gallery")]
         images = [(file, pid, camera - 1) for file, pid, camera in zip(files, pids, cameras, strict=True)]
         assert_rows(rows, images)
-    except UNREADABLE as e:
+    except Exception as e:  # for a damaged file scipy raises MatReadError, ValueError, zlib.error and others
         raise InputError(f"{config} is no readable protocol file of CUHK03 ({e}); get it again") from e
     cells = {file: cell for file, _, _, cell in cells_of(mat, kind)}
     absent = [file for file in files if file not in cells]
@@ -88,8 +88,7 @@ def cells_of(mat: Path, kind: str) -> Iterator[tuple[str, tuple[int, int], int, 
             for pair, reference in enumerate(file[kind][:].ravel(), 1):
                 for identity, row in enumerate(file[reference][:].T, 1):
                     for number, cell in enumerate(row, 1):
-                        pixels = file[cell]
-                        if pixels.ndim == 3:
+                        if file[cell].ndim == 3:
                             view = 1 if number <= 5 else 2
                             name = f"{pair}_{identity:03d}_{view}_{number:02d}.png"
                             yield name, (pair, identity), view - 1, cell
