@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 
 from reid.__main__ import main
 from reid.data import check
-from reid.data.prepare import find_raw, market, open_dataset, prepare
+from reid.data.prepare import DATASETS, find_raw, market, open_dataset, prepare
 from reid.data.prepare.archive import open_source
 from reid.data.prepare.plan import PUBLISHED, build
 from reid.data.records import read_dataset
@@ -330,16 +330,18 @@ def test_sources_that_are_not_there_or_no_archive(tmp_path):
         prepare("maket1501", tmp_path, tmp_path)
 
 
-def test_a_failure_leaves_nothing_and_leavings_of_the_dead_are_removed(tmp_path):
+def test_a_failure_leaves_nothing_and_old_leavings_are_removed(tmp_path):
     def half(folder):
         (folder / "images").mkdir(parents=True)
         raise OSError(28, "No space left on device")
 
-    dead = tmp_path / f".mine.partial-{2**22 + 1}"  # above the largest process number
-    dead.mkdir()
+    old, young = tmp_path / ".mine.partial-1", tmp_path / ".mine.partial-2"
+    for folder in (old, young):
+        folder.mkdir()
+    os.utime(old, (0, 0))
     with pytest.raises(InputError, match=r"cannot write .*mine.*No space left"):
         build(tmp_path / "mine", half)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [young]
 
 
 def test_a_folder_with_foreign_images_is_not_touched(small, tmp_path):
@@ -365,3 +367,11 @@ def test_the_command_prints_the_table(small, tmp_path, capsys):
     assert "error: --source gone is not there" in capsys.readouterr().err
     assert main(["prepare", "market1501", "--template", "{pid}", "--dataset_path", str(tmp_path)]) == 2
     assert "--template is only for your own images" in capsys.readouterr().err
+
+
+def test_the_readme_of_the_datasets_has_every_command_and_count():
+    text = (Path(__file__).parent.parent / "datasets/README.md").read_text()
+    for name, known in DATASETS.items():
+        assert f"`python -m reid prepare {name} --source" in text and known.origin
+        for ids, images in PUBLISHED[name].values():
+            assert f"{ids:,} / {images:,}" in text if images else f"{ids:,}" in text

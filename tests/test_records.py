@@ -105,7 +105,7 @@ def test_hold_out_takes_the_last_sorted_identities(tmp_path):
     dataset = read_dataset(tmp_path / "d")
     train, val = dataset.hold_out(1)
     assert ({i.pid for i in train}, {i.pid for i in val}) == ({0, 1}, {2}) and len(train) + len(val) == 12
-    with pytest.raises(InputError, match=r"--num_val 3: tiny has 3 training identities; give 1 to 2"):
+    with pytest.raises(InputError, match=r"--num_val 3: d has 3 training identities; give 1 to 2"):
         dataset.hold_out(3)
 
 

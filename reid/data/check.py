@@ -16,7 +16,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import median
 from typing import NamedTuple
 
 from PIL import Image as PILImage
@@ -43,7 +42,7 @@ class Finding(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """One image file: SHA-256 of its bytes, kind (JPEG, ...), (width, height), or what is wrong with it."""
+    """One image file: SHA-256 of its bytes, kind (JPEG, ...) and 'width x height', or what is wrong with it."""
 
     digest: str
     kind: str
@@ -58,32 +57,26 @@ def check_lists(dataset: Dataset) -> list[Finding]:
 
 def counts(dataset: Dataset) -> Iterator[Finding]:
     """Known datasets whose counts are not the published ones."""
-    name = dataset.folder.name
-    for subset, (ids, images) in PUBLISHED.get(name, {}).items():
-        if subset not in SUBSETS or (subset == "gallery" and ENLARGED in dataset.protocol):
+    for subset, (ids, images) in PUBLISHED.get(dataset.name, {}).items():
+        here = getattr(dataset, subset, None)
+        if here is None or (subset == "gallery" and ENLARGED in dataset.protocol):
             continue
-        here = getattr(dataset, subset)
         found = len({image.pid for image in here})
         if found != ids or images not in (None, len(here)):
-            yield Finding(
-                "warning",
-                "counts",
-                f"{dataset.folder}: {subset} has {found:,} identities and {len(here):,} images, published are {ids:,}"
-                f"{f' and {images:,}' if images else ''} ({dataset.protocol}); results cannot be compared: "
-                f"python -m reid prepare {name} --source <archive>",
-            )
+            yield Finding("warning", "counts", f"{dataset.folder}: {subset} has {found:,} identities and {len(here):,} "
+                          f"images, published are {ids:,}{f' and {images:,}' if images else ''} ({dataset.protocol}); "
+                          "results cannot be compared. Prepare it from the original archive")  # fmt: skip
 
 
 def people(dataset: Dataset) -> Iterator[Finding]:
     """Too few training identities, and those with one image."""
     images = Counter(image.pid for image in dataset.trainval)
     if len(images) < 2:
-        what = f"{dataset.folder}: trainval has {len(images)} identities; training needs at least 2"
-        yield Finding("error", "identities", what)
-    for image in dataset.trainval:
-        if images[image.pid] == 1:
-            what = f"{image.path} is the only training image of pid {image.pid} and is repeated in batches; add some"
-            yield Finding("warning", "single", what)
+        what = f"trainval has {len(images)} identities; training needs at least 2"
+        yield Finding("error", "identities", f"{dataset.folder}: {what}")
+    for image in (image for image in dataset.trainval if images[image.pid] == 1):
+        what = f"is the only training image of pid {image.pid} and is repeated in batches; add some"
+        yield Finding("warning", "single", f"{image.path} {what}")
 
 
 def names(dataset: Dataset) -> Iterator[Finding]:
@@ -141,15 +134,9 @@ def examine(path: str) -> Decoded:
 def check_images(dataset: Dataset) -> tuple[list[Finding], dict[str, Decoded]]:
     """Findings in the image files, and what was read of each path. Decodes all of them, in threads."""
     paths = sorted({image.path for subset in SUBSETS for image in getattr(dataset, subset)})
-    read: dict[str, Decoded] = {}
-    with warnings.catch_warnings(), ThreadPoolExecutor() as pool, tqdm(
-        total=len(paths), desc="decoding", unit=" images", disable=None
-    ) as bar:  # fmt: skip
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore")  # Pillow's remarks about metadata
-        for start in range(0, len(paths), 1024):
-            for path, result in zip(paths[start : start + 1024], pool.map(examine, paths[start : start + 1024])):
-                read[path] = result
-                bar.update()
+        read = dict(zip(paths, tqdm(pool.map(examine, paths), "decoding", len(paths), unit=" images", disable=None)))
     return [*files(dataset, read), *duplicates(dataset, read)], read
 
 
@@ -188,41 +175,34 @@ def duplicates(dataset: Dataset, read: dict[str, Decoded]) -> Iterator[Finding]:
                 yield Finding("error", "duplicate", f"{same}: one image shows one person; take one out")
 
 
-def statistics(dataset: Dataset, read: dict[str, Decoded]) -> dict:
-    """Identities, cameras, images per identity of each subset, and sizes and kinds of the image files."""
-    subsets = {}
+def tables(dataset: Dataset, read: dict[str, Decoded]) -> dict[str, dict[str, dict[str, int]]]:
+    """{table: {row: {column: number}}}: cameras and images of an identity by subset, sizes and kinds of the files."""
+    good = [result for result in read.values() if not result.problem]
+    sizes = Counter(f"{width}x{height}" for width, height in (result.size for result in good))
+    kinds = Counter(result.kind for result in good)
+    found: dict = {"subsets": {}, "images of camera": {}, "images of an identity": {}}
     for subset in SUBSETS:
         images = getattr(dataset, subset)
-        cameras = Counter(i.camid for i in images)
-        spread = sorted(Counter(i.pid for i in images if i.pid not in dataset.distractors).values()) or [0]
-        subsets[subset] = {
-            "identities": len({i.pid for i in images}),
-            "images": sum(cameras.values()),
-            "images_of_camera": {str(c): cameras[c] for c in range(dataset.num_cameras)},
-            "images_per_identity": {"least": spread[0], "median": int(median(spread)), "most": spread[-1]},
-            "identities_with_4_or_fewer": sum(0 < n <= 4 for n in spread),
-        }
-    good = [result for result in read.values() if not result.problem]
-    return {
-        "dataset": dataset.name,
-        "protocol": dataset.protocol,
-        "subsets": subsets,
-        "sizes": {f"{w}x{h}": n for (w, h), n in Counter(r.size for r in good).most_common()},
-        "kinds": dict(Counter(r.kind for r in good).most_common()),
-    }
+        pids, cameras = Counter(image.pid for image in images), Counter(image.camid for image in images)
+        spread = sorted(n for pid, n in pids.items() if pid not in dataset.distractors) or [0]
+        found["subsets"][subset] = {"identities": len(pids), "images": len(images), "cameras": len(cameras)}
+        found["images of camera"][subset] = {str(camera): cameras[camera] for camera in range(dataset.num_cameras)}
+        middle, few = spread[len(spread) // 2], sum(n <= 4 for n in spread)
+        row = {"least": spread[0], "median": middle, "most": spread[-1], "4 or fewer": few}
+        found["images of an identity"][subset] = row
+    return found | {"files": {"width x height": dict(sizes.most_common()), "kind": dict(kinds.most_common())}}
 
 
-def as_text(dataset: Dataset, stats: dict) -> str:
-    lines = [str(dataset), f"{'images of camera':<16}" + "".join(f"{c:>8}" for c in range(dataset.num_cameras))]
-    for subset, row in stats["subsets"].items():
-        lines.append(f"{subset:<16}" + "".join(f"{n:>8,}" for n in row["images_of_camera"].values()))
-    lines.append(f"{'of an identity':<16}{'least':>8}{'median':>8}{'most':>8}{'identities with 4 or fewer':>29}")
-    for subset, row in stats["subsets"].items():
-        spread = "".join(f"{n:>8,}" for n in row["images_per_identity"].values())
-        lines.append(f"{subset:<16}{spread}{row['identities_with_4_or_fewer']:>29,}")
-    for title, counts in (("sizes (width x height)", stats["sizes"]), ("kinds", stats["kinds"])):
-        shown = ", ".join(f"{key} {n:,}" for key, n in list(counts.items())[:8])
-        lines.append(f"{title}: {shown or 'none'}{f', ... ({len(counts):,} in all)' if len(counts) > 8 else ''}")
+def as_text(found: dict[str, dict[str, dict[str, int]]]) -> str:
+    lines = []
+    for title, rows in found.items():
+        if title != "files":
+            lines.append(f"{title:<22}" + "".join(f"{column:>11}" for column in next(iter(rows.values()))))
+            lines += [f"{row:<22}" + "".join(f"{n:>11,}" for n in values.values()) for row, values in rows.items()]
+            continue
+        for row, values in rows.items():
+            shown = ", ".join(f"{value} {n:,}" for value, n in list(values.items())[:8])
+            lines.append(f"{row}: {shown or 'none'}{f', ... ({len(values):,} in all)' if len(values) > 8 else ''}")
     return "\n".join(lines)
 
 
@@ -242,24 +222,21 @@ def main(arguments: argparse.Namespace) -> int:
             f"{folder} is no prepared dataset (no meta.json): python -m reid prepare {arguments.dataset}"
         )
     found: list[Finding] = []
-    stats: dict = {"dataset": folder.name}
-    text = ""
+    result: dict = {"dataset": folder.name}
     try:
         dataset = read_dataset(folder, arguments.split, lambda m: found.append(Finding("error", "contract", m)))
     except InputError as e:
         found.append(Finding("error", "contract", str(e)))
     else:
-        found += check_lists(dataset)
         of_images, read = check_images(dataset)
-        found += of_images
-        stats = statistics(dataset, read)
-        text = as_text(dataset, stats)
+        found += check_lists(dataset) + of_images
+        result |= {"protocol": dataset.protocol, "tables": tables(dataset, read)}
     if arguments.json:
-        print(json.dumps({**stats, "findings": [f._asdict() for f in found]}, indent=2))
+        print(json.dumps(result | {"findings": [finding._asdict() for finding in found]}, indent=2))
         return int(bool(found))
-    print(text or f"{folder}: unreadable lists")
-    for rule, count in Counter((f.level, f.rule) for f in found).items():
-        some = [f.message for f in found if (f.level, f.rule) == rule]
+    print(f"{folder.name}: {result.get('protocol', 'the lists cannot be read')}\n{as_text(result.get('tables', {}))}")
+    for rule, count in sorted(Counter(finding[:2] for finding in found).items()):
+        some = [finding.message for finding in found if finding[:2] == rule]
         print(f"{rule[0]}: {rule[1]} ({count:,})", *some[:SHOWN], sep="\n  ")
         if count > SHOWN:
             print(f"  ... and {count - SHOWN:,} more (--json lists all)")

@@ -1,7 +1,7 @@
 """What a dataset is: lists of images with identities and cameras, read from its JSON files and validated.
 
     <folder>/images/      the images; a file may be a link to the user's own image
-    <folder>/meta.json    {"name", "num_cameras", "identities": [pid][camera] -> [file names], and optionally
+    <folder>/meta.json    {"num_cameras", "identities": [pid][camera] -> [file names], and optionally
                           "query_fnames", "gallery_fnames", "distractors": [pid..], "sources": {file: original name},
                           "note": what is special about the test lists}
     <folder>/splits.json  [{"trainval": [pid..], "query": [pid..], "gallery": [pid..]}, ...]
@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from reid.errors import InputError, MissingInput
@@ -113,7 +113,8 @@ def read_dataset(folder: str | Path, split: int = 0, report: Report = stop) -> D
     meta = read_json(folder / "meta.json", dict)
     num_cameras, places = read_identities(meta, folder / "meta.json", report)
     chosen = read_entry(folder / "splits.json", split)
-    pids = {subset: read_pids(chosen, subset, split, meta, folder, report) for subset in SUBSETS}
+    count, entry = len(meta["identities"]), f"{folder / 'splits.json'}: entry {split}"
+    pids = {s: read_pids(chosen.get(s), f"{entry}, {s}", count, report) for s in SUBSETS}
     root = str(folder / "images")
     known = {name: Image(os.path.join(root, name), pid, camid) for name, (pid, camid) in places.items()}
 
@@ -129,15 +130,16 @@ def read_dataset(folder: str | Path, split: int = 0, report: Report = stop) -> D
 
     overlap = {i.pid for i in trainval} & {i.pid for images in tests.values() for i in images}
     if overlap:
-        report(f"{folder / 'splits.json'}: entry {split}: {shortened(sorted(overlap))} are both in trainval and in "
+        report(f"{entry}: {shortened(sorted(overlap))} are both in trainval and in "
                "the test lists; an identity belongs to one of them")  # fmt: skip
     check_files(trainval, tests, report)
 
     distractors = frozenset(i.pid for i in tests["gallery"]) - frozenset(i.pid for i in tests["query"])
     if "distractors" in meta:
-        distractors = frozenset(integers(meta["distractors"], folder / "meta.json", "distractors", report))
-    name = str(meta.get("name", folder.name))
-    return Dataset(name, folder, trainval, tests["query"], tests["gallery"], num_cameras, protocol, distractors)
+        distractors = read_pids(meta["distractors"], f"{folder / 'meta.json'}: distractors", count, report)
+    return Dataset(
+        folder.resolve().name, folder, trainval, tests["query"], tests["gallery"], num_cameras, protocol, distractors
+    )
 
 
 def read_json(path: Path, kind: type) -> Any:
@@ -168,15 +170,9 @@ def read_identities(meta: dict, path: Path, report: Report) -> tuple[int, dict[s
         num_cameras = most
     places: dict[str, tuple[int, int]] = {}
     for pid, cameras in enumerate(identities):
-        if not isinstance(cameras, list):
-            report(f"{path}: identities[{pid}] is {described(cameras)}, expected a list of cameras")
-            continue
-        for camid, names in enumerate(cameras):
+        for camid, names in enumerate(listed(cameras, f"{path}: identities[{pid}]", "a list of cameras", report)):
             entry = f"{path}: identities[{pid}][{camid}]"
-            if not isinstance(names, list):
-                report(f"{entry} is {described(names)}, expected a list of file names")
-                continue
-            for name in names:
+            for name in listed(names, entry, "a list of file names", report):
                 problem = name_problem(name)
                 if problem is None and name in places:
                     problem = f"is listed already as pid {places[name][0]}, camera {places[name][1]}; keep one"
@@ -191,7 +187,7 @@ def name_problem(name: Any) -> str | None:
     """What is wrong with a file name in the JSON, or None: it must stay inside images/."""
     if not isinstance(name, str) or not name:
         return "is no file name"
-    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or any(c in name for c in "\\:\0"):
+    if name.startswith("/") or ".." in name.split("/") or any(c in name for c in "\\:\0"):
         return "leaves the folder images/; names are relative to it, without '..'"
     return None
 
@@ -207,16 +203,6 @@ def read_entry(path: Path, split: int) -> dict:
     return entries[split]
 
 
-def read_pids(chosen: dict, subset: str, split: int, meta: dict, folder: Path, report: Report) -> set[int]:
-    path, entry = folder / "splits.json", f"entry {split}, {subset}"
-    count = len(meta["identities"])
-    pids = integers(chosen.get(subset), path, entry, report)
-    for pid in pids:
-        if not 0 <= pid < count:
-            report(f"{path}: {entry}: pid {pid} is out of range; meta.json has identities 0 to {count - 1}")
-    return set(pids)
-
-
 def read_test_lists(folder: Path, meta: dict, split: int, known: dict[str, Image], report: Report):
     """({"query": images, "gallery": images}, protocol); None in place of the lists where there are no official ones."""
     path = folder / "test.json"
@@ -228,23 +214,16 @@ def read_test_lists(folder: Path, meta: dict, split: int, known: dict[str, Image
         lists = {"query": meta.get("query_fnames"), "gallery": meta.get("gallery_fnames")}
     else:
         return None, ALL_IMAGES
-    tests: dict[str, list[Image]] = {}
+    tests: dict[str, list[Image]] = {"query": [], "gallery": []}
     for subset, rows in lists.items():
-        tests[subset] = []
-        if not isinstance(rows, list):
-            report(f"{path}: {subset} is {described(rows)}, expected a list")
-            continue
-        for number, row in enumerate(rows):
-            entry, name, place = f"{path}: {subset}[{number}]", row, None
-            if path.name == "test.json":
-                if not (isinstance(row, list) and len(row) == 3 and is_integer(row[1]) and is_integer(row[2])):
-                    report(f"{entry} is {row!r}, expected [file, pid, camera]")
-                    continue
-                name, place = row[0], (row[1], row[2])
+        for number, row in enumerate(listed(rows, f"{path}: {subset}", "a list", report)):
+            entry, (name, *place) = f"{path}: {subset}[{number}]", row if isinstance(row, list) and row else [row]
             image = known.get(name) if isinstance(name, str) else None
-            if image is None:
+            if path.name == "test.json" and not (len(place) == 2 and all(map(is_integer, place))):
+                report(f"{entry} is {row!r}, expected [file, pid, camera]")
+            elif image is None:
                 report(f"{entry}: {name!r} {name_problem(name) or 'is not among the identities of meta.json'}")
-            elif place is not None and place != image[1:]:
+            elif place and place != [image.pid, image.camid]:
                 report(f"{entry}: {name} has pid {place[0]}, camera {place[1]}, but pid {image.pid}, camera "
                        f"{image.camid} in meta.json; correct one of them")  # fmt: skip
             else:
@@ -263,14 +242,23 @@ def check_files(trainval: list[Image], tests: dict[str, list[Image]], report: Re
         images[:] = [i for i in images if i.path not in missing]
 
 
-def integers(values: Any, path: Path, entry: str, report: Report) -> list[int]:
-    if not isinstance(values, list):
-        report(f"{path}: {entry} is {described(values)}, expected a list of pids")
-        return []
-    for value in values:
-        if not is_integer(value):
-            report(f"{path}: {entry}: {value!r} is no pid (a whole number)")
-    return [value for value in values if is_integer(value)]
+def read_pids(values: Any, entry: str, count: int, report: Report) -> frozenset[int]:
+    """The pids of a list, all of them 0 to count - 1."""
+    pids = listed(values, entry, "a list of pids", report)
+    for pid in pids:
+        if not is_integer(pid):
+            report(f"{entry}: {pid!r} is no pid (a whole number)")
+        elif not 0 <= pid < count:
+            report(f"{entry}: pid {pid} is out of range; meta.json has identities 0 to {count - 1}")
+    return frozenset(filter(is_integer, pids))
+
+
+def listed(value: Any, entry: str, expected: str, report: Report) -> list:
+    """The value where it is a list; otherwise that is reported, and an empty list."""
+    if isinstance(value, list):
+        return value
+    report(f"{entry} is {described(value)}, expected {expected}")
+    return []
 
 
 def is_integer(value: Any) -> bool:

@@ -30,7 +30,7 @@ CUHK_FILES = ("cuhk-03.mat", "labeled", "detected")
 MSMT = "MSMT17, on request from its authors (pkuvmc.com)"
 DATASETS = {
     "market1501": Known(lambda s: market.plan_with_distractors(s, 6), "market", MARKET, "Market-1501-v15.09.15.zip, "
-                        "linked from https://zheng-lab.cecs.anu.edu.au/Project/project_reid.html"),
+                        "linked from https://zheng-lab-anu.github.io/Project/project_reid.html"),
     "dukemtmc": Known(lambda s: market.plan(s, 8), "duke", MARKET, "DukeMTMC-reID.zip (withdrawn by its authors, no "
                       "official source any more)", without="occlu"),
     "occluded_duke": Known(lambda s: market.plan(s, 8), "occluded", MARKET, "Occluded-DukeMTMC by the instructions of "
