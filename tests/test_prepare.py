@@ -186,7 +186,7 @@ def test_500k_distractors_join_the_gallery_when_their_folder_is_there(small, tmp
     }
     dataset = prepare("market1501", write_files(tmp_path / "raw", MARKET | more), tmp_path / "sets")
     assert [(i.pid, i.camid) for i in dataset.gallery] == [(0, 4), (1, 1), (0, 0), (0, 5)]
-    assert dataset.protocol == "official lists (test.json); gallery enlarged by 2 distractors"
+    assert dataset.protocol == "test.json: gallery enlarged by 2 distractors"
     assert "dropped: 1 junk (pid -1) in images" in capsys.readouterr().out
     assert not [f for f in check.check_lists(dataset) if f.rule == "counts"]
 

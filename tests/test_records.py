@@ -76,7 +76,7 @@ def test_explicit_distractors_double_suffix_and_note(tmp_path):
     files["meta"] |= {"distractors": [], "note": "drawn by hand"}
     save(tmp_path / "d", files)
     dataset = read_dataset(tmp_path / "d")
-    assert dataset.distractors == frozenset() and dataset.protocol.endswith("; drawn by hand")
+    assert dataset.distractors == frozenset() and dataset.protocol == "test.json: drawn by hand"
     assert any(i.path.endswith(".jpg.jpg") for i in dataset.gallery)
 
 

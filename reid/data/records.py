@@ -125,8 +125,8 @@ def read_dataset(folder: str | Path, split: int = 0, report: Report = stop) -> D
     for subset, images in tests.items():
         if not images:
             report(f"{folder}: split {split} has no {subset} images; a test needs query and gallery")
-    if "note" in meta:
-        protocol += f"; {meta['note']}"
+    if "note" in meta and protocol != ALL_IMAGES:
+        protocol = f"test.json: {meta['note']}"
 
     overlap = {i.pid for i in trainval} & {i.pid for images in tests.values() for i in images}
     if overlap:
