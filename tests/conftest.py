@@ -1,9 +1,12 @@
 """Shared material: $RRID_SHARED, else ../shared beside the project; tests that need it skip without it."""
 
+import importlib.util
 import json
 import os
 import subprocess
-import sys
+import traceback
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +24,26 @@ def shared() -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def script():
-    """script("train.py", "--h", "64", ...) runs one of the project's own scripts as a user does."""
+@pytest.fixture()
+def script(monkeypatch):
+    """script("train.py", "--h", 64, ...) runs one of the project's own scripts; in this process, as starting torch
+    anew takes seconds. A few tests start real processes besides."""
 
-    def run(name: str, *arguments, cwd: Path = ROOT, **options) -> subprocess.CompletedProcess:
-        program = ["-m", name] if name == "reid" else [str(ROOT / name)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error::UserWarning"}
-        command = [sys.executable, *program, *map(str, arguments)]
-        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, **options)
+    def run(name: str, *arguments, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+        spec = importlib.util.spec_from_file_location(name.removesuffix(".py"), ROOT / name)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        monkeypatch.chdir(cwd)
+        command = [str(a) for a in arguments]
+        with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+            try:
+                code = module.main(command)
+            except SystemExit as e:
+                code = e.code
+            except Exception:  # what a user would see as a traceback
+                code = 1
+                traceback.print_exc()
+        return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
     return run
 

@@ -94,8 +94,8 @@ def run(config, monkeypatch, stop_after=None):
 
 @pytest.fixture()
 def config(tiny, tmp_path):
-    flags = {"dataset_type": ("tiny",), "dataset_path": str(tiny), "backbone": "resnet18", "pretrained": "none", "h": 64,
-             "w": 32, "stripes": (2,), "batch_size": 8, "max_steps": 20, "exp_dir": str(tmp_path),
+    flags = {"dataset_type": ("tiny",), "dataset_path": str(tiny), "backbone": "resnet18", "pretrained": "none",
+             "h": 64, "w": 32, "stripes": (2,), "batch_size": 8, "max_steps": 20, "exp_dir": str(tmp_path),
              "steps_per_log": 1}  # fmt: skip
     return from_flags(flags)
 
