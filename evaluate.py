@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from reid.config import Config, Parser, add_flags, from_flags, given_flags, profile
-from reid.errors import reported
+from reid.errors import InputError, reported
 
 SCORING = ("ap", "cmc", "metric", "rerank", "query_expansion", "no_cameras")  # each makes another result
 
@@ -65,7 +65,10 @@ def score(features, config: Config, device, folder: Path) -> int:
         config.fpr,
         device if device.type == "cuda" else None,
     )
-    result.save(folder)
+    try:
+        result.save(folder)
+    except OSError as e:
+        raise InputError(f"the result cannot be written to {folder}: {e}; give a writable --exp_dir") from e
     print(f"{result}\nresult in {folder}")
     return 0
 
@@ -77,7 +80,7 @@ def evaluate_weights(given: dict) -> int:
     from reid.data.prepare import open_dataset
     from reid.evaluation.features import extract_file
     from reid.models import read_weights
-    from reid.models.backbone import sha256
+    from reid.models.files import sha256
     from reid.models.rrid import check_height
     from reid.processes import connected, part_of
     from reid.runs import evaluation_folder, newest_weights, pick_device

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from reid.config import Config, Parser, add_flags, from_flags, given_flags
-from reid.errors import MissingInput, reported
+from reid.errors import InputError, MissingInput, reported
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,7 +46,10 @@ def stored_config(resume: str) -> Config | None:
     path = Path(resume) / "config.json"
     if not path.is_file():
         raise MissingInput(f"--resume {resume}: no run is there (no config.json)")
-    return Config.from_json(json.loads(path.read_text()), str(path))
+    try:
+        return Config.from_json(json.loads(path.read_text()), str(path))
+    except ValueError as e:
+        raise InputError(f"{path} cannot be used: {e}") from e
 
 
 if __name__ == "__main__":

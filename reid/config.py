@@ -7,6 +7,7 @@ in room `run` does not, so it takes no part in run names and may differ at resum
 import argparse
 import difflib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -118,6 +119,16 @@ class Config:
                 f"--batch_size {self.batch_size} is not a multiple of --batch_sample {self.batch_sample}; "
                 f"use --batch_size {-(-self.batch_size // self.batch_sample) * self.batch_sample}"
             )
+        if self.name and (self.name.startswith(".") or any(c in self.name for c in "/\\\0*?[]")):
+            raise InputError(f"--name {self.name!r} is no folder name; use letters, digits, '-' and '_'")
+        if len(set(self.dataset_type)) < len(self.dataset_type):
+            raise InputError(f"--dataset_type {' '.join(self.dataset_type)} names a dataset twice")
+        if self.batch_size < self.batch_sample:
+            raise InputError(f"--batch_size {self.batch_size} is less than --batch_sample {self.batch_sample}")
+        if self.erasing_probability > 1:
+            raise InputError(f"--erasing_probability {self.erasing_probability} is more than 1")
+        if self.ghost_batch and self.batch_size % self.ghost_batch:
+            raise InputError(f"--ghost_batch {self.ghost_batch} does not divide --batch_size {self.batch_size}")
         if not self.stripes:
             raise InputError("--stripes needs at least one stripe count, for example --stripes 6 4 2")
         if len(set(self.stripes)) < len(self.stripes):
@@ -139,6 +150,8 @@ class Config:
     @classmethod
     def from_json(cls, rooms: dict[str, dict[str, Any]], source: str) -> "Config":
         """Inverse of to_json. Raises InputError naming `source` for fields or values it does not know."""
+        if not isinstance(rooms, dict) or not all(isinstance(room, dict) for room in rooms.values()):
+            raise InputError(f"{source}: expected a configuration, an object of rooms with their fields")
         known = {f.name: f for f in fields(cls)}
         values: dict[str, Any] = {}
         for room in rooms.values():
@@ -204,6 +217,8 @@ def check_value(f, value) -> None:
             raise InputError(f"{flag} {item!r} has the wrong type; expected {getattr(f.type, '__name__', f.type)}")
         if choices and item not in choices:
             raise InputError(f"{flag} {item} is unknown; choose from {', '.join(choices)}{closest(item, choices)}")
+        if expected in (float, (float, int)) and not math.isfinite(item):
+            raise InputError(f"{flag} {item} is not a finite number")
         if minimum is not None and not item >= minimum:
             raise InputError(f"{flag} {item} is too small; the least is {minimum}")
 
@@ -278,7 +293,9 @@ def run_name(config: Config) -> str:
         return config.name
     changed = config.changes(profile(config.profile))
     changed.pop("dataset_type", None)  # the folder above the run already says it
-    words = {k: "-".join(map(str, v)) if isinstance(v, tuple) else Path(str(v)).stem for k, v in changed.items()}
+    if "pretrained" in changed:
+        changed["pretrained"] = Path(changed["pretrained"]).stem
+    words = {k: "-".join(map(str, v)) if isinstance(v, tuple) else v for k, v in changed.items()}
     return "_".join(f"{k}-{v}" for k, v in words.items()) or config.profile
 
 

@@ -22,6 +22,9 @@ def reported(work: Callable[[], int], debug: bool) -> int:
     """
     try:
         return work()
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
     except (InputError, FloatingPointError, Interrupted) as e:
         if debug:
             raise

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -119,7 +120,10 @@ class Run:
         if self.silent:
             return
         path = self.folder / "versions.json"
-        starts = json.loads(path.read_text()) if path.exists() else []
+        try:
+            starts = json.loads(path.read_text())
+        except (FileNotFoundError, ValueError):  # the first start, or a file that a power cut left behind
+            starts = []
         packages = {n: installed(n) for n in ("torch", "torchvision", "numpy", "pillow", "h5py")}
         starts.append(
             {
@@ -150,7 +154,7 @@ class Run:
             return
         path = self.folder / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]  # not one cut short
         with atomic_file(path) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept))
         try:
@@ -191,9 +195,11 @@ def find_unfinished(config: Config) -> Path:
         folder = Path(config.resume)
         if not (folder / "config.json").is_file():
             raise MissingInput(f"--resume {folder}: no run is there (no config.json)")
+        if is_finished(folder):
+            raise InputError(f"--resume {folder}: that run is finished; evaluate it, or start a new one")
         return folder
     parent, name = Path(config.exp_dir) / config.datasets, run_name(config)
-    numbered = [parent / name, *parent.glob(f"{name}-[0-9]*")]
+    numbered = [p for p in parent.glob("*") if re.fullmatch(re.escape(name) + r"(-\d+)?", p.name)]
     folder = newest(numbered, lambda f: (f / "config.json").is_file() and not is_finished(f))
     if folder is None:
         raise MissingInput(

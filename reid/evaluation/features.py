@@ -205,7 +205,7 @@ def read_features(path: str | Path) -> Features:
     if path.suffix not in readers:
         raise InputError(f"{path}: type {path.suffix or 'unknown'}; expected a features file {', '.join(readers)}")
     if not path.is_file():
-        raise MissingInput(f"features file {path} is not there; evaluate.py and `python -m reid extract` write one")
+        raise MissingInput(f"features file {path} is not there; evaluate.py writes one")
     try:
         sides, attrs = readers[path.suffix](path)
     except KeyError as e:

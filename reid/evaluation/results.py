@@ -94,13 +94,13 @@ class Result:
             f"{CONFIDENCE:.0%} intervals over query identities: mAP {sure['map']}, Rank-1 (market1501) {sure['rank1']}",
         ]
         if self.open_set:
-            o, metric = self.open_set, self.conventions["metric"]
+            o, metric = self.open_set, self.conventions["metric"].replace("euclidean", "squared euclidean")
             low, high = o["threshold_interval"]
             rates = ", ".join(f"{tpr:.2%} at {fpr}" for fpr, tpr in o["tpr"].items())
             lines += [
                 f"true accepts at false accepts: {rates} ({o['n_same']} same, {o['n_different']} wrong pairs)",
-                f"threshold for {o['fpr']:g} false accepts: {metric} distance <= {o['threshold']:.4f} "
-                f"[{low:.4f}, {high:.4f}]",
+                f"threshold for {o['fpr']:g} false accepts: {metric} distance <= {o['threshold']:.4g} "
+                f"[{low:.4g}, {high:.4g}]",
             ]
         return "\n".join(lines + ([camera_table(self.cameras)] if self.cameras else []))
 

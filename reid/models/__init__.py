@@ -7,7 +7,7 @@ from torch import Tensor
 
 from reid.config import Config
 from reid.errors import InputError
-from reid.models.backbone import load_tensors
+from reid.models.files import load_tensors
 from reid.models.published import from_published, is_published
 from reid.models.rrid import RRID
 
@@ -38,6 +38,9 @@ def read_weights(path: str | Path) -> tuple[RRID, Config]:
                 f"{path}: format {content['format']}, missing {missing or 'nothing'}; "
                 "expected format 1 with config, classes, state"
             )
+        plain = isinstance(content["config"], dict) and isinstance(content["state"], dict)
+        if not plain or not isinstance(content["classes"], int) or content["classes"] < 0:
+            raise InputError(f"{path}: config, classes or state is not what format 1 has; make the file again")
         config = Config.from_json(content["config"], str(path))
         model = build_model(config, content["classes"])
         fill(model, content["state"], path)
@@ -57,6 +60,8 @@ def read_weights(path: str | Path) -> tuple[RRID, Config]:
 def fill(model: torch.nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
     """load_state_dict whose error says in one line what does not fit."""
     own = model.state_dict()
+    if odd := [k for k, v in state.items() if not isinstance(v, Tensor)]:
+        raise InputError(f"{path}: {odd[0]} is no tensor")
     shapes = [
         f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
         for k in own

@@ -1,6 +1,5 @@
 """ImageNet networks without pool and classifier, at output stride 16."""
 
-import hashlib
 from pathlib import Path
 from urllib.error import URLError
 
@@ -11,6 +10,7 @@ from torchvision import models as torchvision_models
 
 from reid.config import BACKBONES
 from reid.errors import InputError, MissingInput
+from reid.models.files import load_tensors
 
 PRETRAINED = Path("pretrained")
 CLASSIFIERS = ("fc.", "classifier.")  # torchvision's names for what stands behind the map
@@ -97,25 +97,6 @@ def imagenet_file(name: str, folder: Path = PRETRAINED) -> Path:
             f"Put that file into {folder}/, or start from random weights with --pretrained none"
         ) from e
     return folder / url.rsplit("/", 1)[1]
-
-
-def load_tensors(path: Path) -> dict:
-    """A file of tensors and plain values; no code in it runs. Raises MissingInput, InputError."""
-    if not Path(path).is_file():
-        raise MissingInput(f"weights file {path} is not there")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:  # torch raises many kinds here: truncated zip, foreign classes, not a file of torch
-        reason = str(e).strip().splitlines()[0][:200] if str(e).strip() else type(e).__name__
-        raise InputError(f"{path} cannot be read as weights (damaged, or not plain tensors): {reason}") from e
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds a {type(content).__name__}, expected a state dict")
-    return content
-
-
-def sha256(path: Path) -> str:
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def load_pretrained(backbone: nn.Module, name: str, source: str) -> str:

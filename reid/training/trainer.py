@@ -17,7 +17,7 @@ from reid.data.prepare import open_dataset
 from reid.data.records import Dataset, combine
 from reid.data.sampler import SAMPLERS
 from reid.data.transforms import augment, draw_augmentation, normalise
-from reid.errors import InputError, Interrupted
+from reid.errors import InputError, Interrupted, MissingInput
 from reid.evaluation.features import extract
 from reid.evaluation.ranking import rank
 from reid.models import build_model, fill
@@ -42,7 +42,11 @@ def train(config: Config) -> Path:
         if not here.first:
             wait()  # the first prepares raw data and makes the folder
         dataset = checked_dataset(config, here.first)
-        run = Run.open(config, here.first)
+        images = dataset.hold_out(config.num_val)[0] if config.train_set == "train" else dataset.trainval
+        SAMPLERS[config.sampler]([i.pid for i in images], config.batch_size, config.batch_sample, config.seed, 1)
+        if config.pretrained not in ("auto", "none") and not Path(config.pretrained).is_file():
+            raise MissingInput(f"--pretrained {config.pretrained} is not there")
+        run = Run.open(config, here.first)  # only now: bad input leaves no folder behind
         if here.first:
             wait()
         try:

@@ -69,7 +69,7 @@ def open_dataset(name: str, dataset_path: str | Path, split: int = 0) -> Dataset
 
 def folder_of(name: str, dataset_path: str | Path) -> Path:
     if re.fullmatch(r"[\w.-]+", name) is None or name.startswith("."):
-        raise InputError(f"{name!r} is no dataset name; datasets are folders under --dataset_path")
+        raise InputError(f"{name!r} is no dataset name; use letters, digits, '.', '-' and '_' (own images: --name)")
     return Path(dataset_path) / ALIASES.get(name, name)
 
 

@@ -1,0 +1,60 @@
+"""Files of weights: plain tensors and values, read without running code in them, checked against their digest."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reid.errors import InputError, MissingInput
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """A file of tensors and plain values under text keys; no code in it runs. A file that carries a digest is checked
+    against it. Raises MissingInput, InputError."""
+    if not Path(path).is_file():
+        raise MissingInput(f"weights file {path} is not there (or is a folder)")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # torch raises many kinds here: truncated zip, foreign classes, not a file of torch
+        raise InputError(
+            f"{path} cannot be read as weights ({type(e).__name__}): it is cut short, damaged, or holds more than "
+            "plain tensors; copy or make it again"
+        ) from e
+    if not isinstance(content, dict) or not all(isinstance(k, str) for k in content):
+        raise InputError(f"{path} holds a {type(content).__name__}, expected a state dict with names")
+    expected = content.pop("digest", None)
+    if "format" in content and expected is not None and expected != digest(content):
+        raise InputError(f"{path} is damaged: its content does not fit its digest; copy or make it again")
+    return content
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def digest(content: Any) -> str:
+    """SHA-256 over tensors (type, shape, bytes) and plain values, independent of how they are stored."""
+    h = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, dict):
+            h.update(f"dict {len(value)}".encode())
+            for k, v in value.items():
+                h.update(json.dumps(k).encode())
+                add(v)
+        elif isinstance(value, (list, tuple)):
+            h.update(f"list {len(value)}".encode())
+            for v in value:
+                add(v)
+        elif isinstance(value, Tensor):
+            h.update(f"{value.dtype} {tuple(value.shape)}".encode())
+            h.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        else:
+            h.update(json.dumps(value).encode())
+
+    add(content)
+    return h.hexdigest()
