@@ -74,7 +74,7 @@ def torchrun(processes, *arguments, **options):
 def test_torchrun_trains_the_same(script, small_run, tmp_path):
     """The real script: in float32 the first loss agrees to 1e-5 (later, hard mining may choose another image)."""
     flags = [*small_run, "--max_steps", 3, "--exp_dir", tmp_path, "--eval_every", 1, "--train_set", "train",
-             "--num_val", 3, "--batch_size", 4, "--batch_sample", 2]  # fmt: skip
+             "--num_val", 3, "--h", 128, "--w", 64, "--batch_size", 8, "--batch_sample", 2]  # fmt: skip
     done = script("train.py", *flags, "--name", "one")
     assert done.returncode == 0, done.stderr
     process = torchrun(2, *flags, "--name", "two")
