@@ -3,8 +3,10 @@
 import sys
 from pathlib import Path
 
-from reid.config import Config, Parser, add_flags, from_flags, given_flags, profile
+from reid.config import Config
 from reid.errors import InputError, reported
+from reid.flags import Parser, add_flags, given_flags
+from reid.profiles import from_flags, profile
 
 SCORING = ("ap", "cmc", "metric", "rerank", "query_expansion", "no_cameras")  # each makes another result
 

@@ -4,8 +4,10 @@ import json
 import sys
 from pathlib import Path
 
-from reid.config import Config, Parser, add_flags, from_flags, given_flags
+from reid.config import Config
 from reid.errors import InputError, MissingInput, reported
+from reid.flags import Parser, add_flags, given_flags
+from reid.profiles import from_flags
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,15 +3,17 @@
 import importlib
 import sys
 
-from reid.config import Parser
 from reid.errors import reported
+from reid.flags import Parser
 
 # command -> (module with add_arguments(parser) and main(arguments) -> exit code, what it does)
 COMMANDS = {
+    "ablate": ("reid.report.ablate", "train and score one factor at a time, or a grid, and print the table"),
     "bench": ("reid.bench.command", "speed and memory beside the plain forms"),
     "check": ("reid.data.check", "a dataset looked over before training: lists, images, duplicates"),
     "compare": ("reid.evaluation.compare", "two results on the same queries: is the difference more than chance?"),
     "prepare": ("reid.data.prepare.command", "make a dataset ready: from an archive, a folder, or drawn (demo)"),
+    "table": ("reid.report.table", "finished runs as Markdown and CSV, means over seeds"),
 }
 
 

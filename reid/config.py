@@ -1,21 +1,21 @@
-"""The configuration: one frozen dataclass = command line = JSON in the run folder.
+"""The configuration: one frozen dataclass = command line (flags.py) = JSON in the run folder.
 
 Fields are grouped by room. Rooms `data`, `model`, `training` and `evaluation` change numbers; what stands
 in room `run` does not, so it takes no part in run names and may differ at resume.
 """
 
-import argparse
 import difflib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from reid.errors import InputError
 
-BACKBONES = ("resnet50", "resnet18", "resnet34", "resnet101", "mobilenet_v2")
+MODELS = ("rrid", "baseline", "strong_baseline", "pcb", "mgn")
+BACKBONES = ("resnet50", "resnet18", "resnet34", "resnet101", "mobilenet_v2", "efficientnet_v2_s")
 BOTH = ("train", "evaluate")
 
 
@@ -29,7 +29,7 @@ def option(default, room: str, help: str, choices=None, scripts=("train",), mini
 class Config:
     """Every setting of a run. The defaults are the profile `paper`."""
 
-    profile: str = option("paper", "run", "named defaults; other flags change them", ("paper", "demo"))
+    profile: str = option("paper", "run", "named defaults, listed in reid/profiles.py; other flags change them")
 
     dataset_type: tuple[str, ...] = option(
         ("market1501",),
@@ -46,42 +46,61 @@ class Config:
     w: int = option(128, "data", "image width in pixels", scripts=BOTH, minimum=16)
     batch_size: int = option(64, "data", "images in a batch", scripts=BOTH, minimum=1)
     batch_sample: int = option(4, "data", "images of one identity in a batch (K)", minimum=1)
-    sampler: str = option("pk", "data", "pk: P identities x K images; anchor: the published one", ("pk", "anchor"))
+    sampler: str = option(
+        "pk", "data", "pk: P identities x K images; anchor: the published one; random", ("pk", "anchor", "random")
+    )
+    visits: int = option(0, "data", "times an epoch visits an image (0: K, as published; random: once)", minimum=0)
+    crop_padding: int = option(0, "data", "random crop after black padding of N pixels", minimum=0)
     erasing: str = option(
         "in_place", "data", "where the erased patch goes; published: at its own size", ("in_place", "published")
     )
     erasing_probability: float = option(0.5, "data", "share of images erased (published: (1 + p) / 2)", minimum=0)
+    erasing_area: float = option(0.2, "data", "largest share of an image that is erased", minimum=0.02)
+    erasing_fill: str = option("random", "data", "colour of the patch", ("random", "mean"))
     num_workers: int = option(4, "run", "decoding threads", scripts=BOTH, minimum=0)
     cache: str = option("auto", "run", "where decoded training images are kept", ("auto", "none", "ram", "gpu"))
 
+    model: str = option("rrid", "model", "the method; each brings its recipe", MODELS)
     backbone: str = option("resnet50", "model", "torchvision network before the heads", BACKBONES)
     pretrained: str = option("auto", "model", "auto: pretrained/, then download; none; or a weights file")
-    stripes: tuple[int, ...] = option((6, 4, 2), "model", "stripe counts, each >= 2", minimum=2)
+    last_stride: int = option(1, "model", "of the backbone's last stage (baseline, strong_baseline)", (1, 2))
+    stripes: tuple[int, ...] = option((6, 4, 2), "model", "stripe counts, each >= 2 (rrid, pcb, mgn)", minimum=2)
     relation: str = option("one_vs_rest", "model", "relation of a part to the others", ("one_vs_rest", "none"))
     pooling: str = option("gcp", "model", "the whole-body feature", ("gcp", "max", "avg", "none"))
     contrast: str = option(
         "mean_of_rest", "model", "what GCP contrasts the maximum with", ("mean_of_rest", "mean_minus_max")
     )
     ce_on: str = option("all", "model", "features with classifiers: q, a and b, or only q", ("all", "final"))
+    neck: str = option("none", "model", "batch norm before the classifier (strong_baseline)", ("none", "bnneck"))
+    classes: int = option(0, "model", "outputs of a classifier (0: one for each identity)", minimum=0)
 
     epochs: int = option(80, "training", "passes; an epoch has 4 x images / batch_size steps", minimum=1)
     max_steps: int = option(0, "training", "stop after N steps, drops at the same fractions (0: by epochs)", minimum=0)
     warmup_steps: int = option(0, "training", "steps of linear warm-up", minimum=0)
+    warmup_epochs: int = option(0, "training", "epochs of linear warm-up, cut with --max_steps as drops are", minimum=0)
+    optimizer: str = option("sgd", "training", "nesterov is SGD with it", ("sgd", "nesterov", "adam"))
     lr: float = option(1e-2, "training", "learning rate of the heads", minimum=0)
     base_lr: float = option(1e-3, "training", "learning rate of the backbone", minimum=0)
+    base_lr_from: int = option(1, "training", "epoch from which base_lr counts, lr before (published: 40)", minimum=1)
     decay_schedule: tuple[int, ...] = option((40, 60), "training", "epochs at whose start the rate drops", minimum=1)
     staircase_decay_multiply_factor: float = option(0.1, "training", "factor of a drop", minimum=0)
     momentum: float = option(0.9, "training", "SGD momentum", minimum=0)
     weight_decay: float = option(5e-4, "training", "L2 penalty on every parameter", minimum=0)
     schedule: str = option("staircase", "training", "of the learning rate", ("staircase", "cosine"))
     margin: float = option(1.2, "training", "triplet margin", minimum=0)
+    triplet_weight: float = option(1.0, "training", "of the sum of the triplet losses", minimum=0)
+    ce_weight: float = option(2.0, "training", "of the sum of the cross entropies", minimum=0)
+    center_weight: float = option(0.0, "training", "of the center loss", minimum=0)
+    smoothing: float = option(0.0, "training", "label smoothing of the cross entropy", minimum=0)
     precision: str = option(
         "auto", "training", "of the backbone; auto: bf16 on CUDA, fp32 on CPU", ("auto", "fp32", "tf32", "bf16"), BOTH
     )
     ghost_batch: int = option(0, "training", "images that share batch-norm statistics (0: the whole batch)", minimum=0)
     compile: bool = option(False, "training", "torch.compile the backbone")
     seed: int = option(0, "training", "of weights, batches and augmentation", minimum=0)
-    eval_every: int = option(5, "training", "epochs between validations (--train_set train)", minimum=1)
+    eval_every: int = option(
+        5, "training", "epochs between validations (--train_set train; 0: none, the last weights count)", minimum=0
+    )
 
     ap: str = option("step", "evaluation", "average precision", ("step", "trapezoid"), ("evaluate",))
     cmc: str = option("market1501", "evaluation", "CMC", ("market1501", "allshots", "cuhk03"), ("evaluate",))
@@ -114,25 +133,50 @@ class Config:
     def __post_init__(self):
         for f in fields(self):
             check_value(f, getattr(self, f.name))
-        if self.batch_size % self.batch_sample and self.sampler == "pk":
-            raise InputError(
-                f"--batch_size {self.batch_size} is not a multiple of --batch_sample {self.batch_sample}; "
-                f"use --batch_size {-(-self.batch_size // self.batch_sample) * self.batch_sample}"
-            )
-        if self.name and (self.name.startswith(".") or any(c in self.name for c in "/\\\0*?[]")):
-            raise InputError(f"--name {self.name!r} is no folder name; use letters, digits, '-' and '_'")
-        if len(set(self.dataset_type)) < len(self.dataset_type):
-            raise InputError(f"--dataset_type {' '.join(self.dataset_type)} names a dataset twice")
-        if self.batch_size < self.batch_sample:
-            raise InputError(f"--batch_size {self.batch_size} is less than --batch_sample {self.batch_sample}")
-        if self.erasing_probability > 1:
-            raise InputError(f"--erasing_probability {self.erasing_probability} is more than 1")
-        if self.ghost_batch and self.batch_size % self.ghost_batch:
-            raise InputError(f"--ghost_batch {self.ghost_batch} does not divide --batch_size {self.batch_size}")
-        if not self.stripes:
-            raise InputError("--stripes needs at least one stripe count, for example --stripes 6 4 2")
-        if len(set(self.stripes)) < len(self.stripes):
-            raise InputError(f"--stripes {' '.join(map(str, self.stripes))} names a stripe count twice")
+        for wrong, message in self.contradictions():
+            if wrong:
+                raise InputError(message)
+
+    def contradictions(self) -> Iterator[tuple[bool, str]]:
+        """(whether it holds, what to say) for settings that do not go together."""
+        size, k, counts = self.batch_size, self.batch_sample, " ".join(map(str, self.stripes))
+        yield (
+            size % k > 0 and self.sampler == "pk",
+            (f"--batch_size {size} is not a multiple of --batch_sample {k}; use --batch_size {-(-size // k) * k}"),
+        )
+        yield size < k, f"--batch_size {size} is less than --batch_sample {k}"
+        bad_name = self.name.startswith(".") or any(c in self.name for c in "/\\\0*?[]")
+        yield bad_name, f"--name {self.name!r} is no folder name; use letters, digits, '-' and '_'"
+        twice = len(set(self.dataset_type)) < len(self.dataset_type)
+        yield twice, f"--dataset_type {' '.join(self.dataset_type)} names a dataset twice"
+        for name in ("erasing_probability", "erasing_area", "smoothing", "momentum"):
+            yield getattr(self, name) > 1, f"--{name} {getattr(self, name)} is more than 1"
+        ghost = self.ghost_batch
+        yield ghost > 0 and size % ghost > 0, f"--ghost_batch {ghost} does not divide --batch_size {size}"
+        yield (
+            self.sampler == "anchor" and self.visits > 0,
+            ("--visits has no meaning with --sampler anchor, where every image is an anchor once"),
+        )
+        yield self.warmup_steps > 0 and self.warmup_epochs > 0, "give --warmup_steps or --warmup_epochs, not both"
+        yield (
+            list(self.decay_schedule) != sorted(self.decay_schedule),
+            (f"--decay_schedule {' '.join(map(str, self.decay_schedule))} is not in increasing order"),
+        )
+        yield self.triplet_weight == 0 and self.ce_weight == 0, "--triplet_weight and --ce_weight are both 0: no loss"
+
+        least, most = {"rrid": (1, 99), "mgn": (1, 99), "pcb": (1, 1)}.get(self.model, (0, 0))
+        yield len(self.stripes) < least, f"--model {self.model} needs a stripe count, for example --stripes 6"
+        yield len(self.stripes) > most, f"--stripes {counts}: --model {self.model} takes {most or 'none'}"
+        yield len(set(self.stripes)) < len(self.stripes), f"--stripes {counts} names a stripe count twice"
+        owners = {"relation": "rrid", "pooling": "rrid", "contrast": "rrid", "ce_on": "rrid", "neck": "strong_baseline"}
+        defaults = {f.name: f.default for f in fields(self)}
+        for name, owner in owners.items():
+            changed = getattr(self, name) != defaults[name]
+            yield changed and self.model != owner, f"--{name} belongs to --model {owner}, not to {self.model}"
+        yield (
+            self.last_stride != 1 and "baseline" not in self.model,
+            (f"--last_stride {self.last_stride}: --model {self.model} is defined on the map of stride 16"),
+        )
 
     @property
     def datasets(self) -> str:
@@ -182,29 +226,6 @@ class Config:
         }
 
 
-PROFILES: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "demo": {
-        "profile": "demo",
-        "dataset_type": ("demo",),
-        "h": 192,
-        "w": 64,
-        "backbone": "mobilenet_v2",
-        "pretrained": "none",
-        "num_val": 12,
-        "lr": 0.02,
-        "base_lr": 0.02,
-        "max_steps": 200,
-        "warmup_steps": 20,
-    },
-}
-
-
-def profile(name: str) -> Config:
-    """The configuration of a named profile."""
-    return Config(**PROFILES[name])
-
-
 def check_value(f, value) -> None:
     """Type, choices and range of one field; errors name the flag as a user types it."""
     flag, choices, minimum = "--" + f.name, f.metadata["choices"], f.metadata["minimum"]
@@ -216,7 +237,9 @@ def check_value(f, value) -> None:
         if not isinstance(item, expected) or (isinstance(item, bool) and f.type is not bool):
             raise InputError(f"{flag} {item!r} has the wrong type; expected {getattr(f.type, '__name__', f.type)}")
         if choices and item not in choices:
-            raise InputError(f"{flag} {item} is unknown; choose from {', '.join(choices)}{closest(item, choices)}")
+            raise InputError(
+                f"{flag} {item} is unknown; choose from {', '.join(map(str, choices))}{closest(item, list(map(str, choices)))}"
+            )
         if expected in (float, (float, int)) and not math.isfinite(item):
             raise InputError(f"{flag} {item} is not a finite number")
         if minimum is not None and not item >= minimum:
@@ -227,76 +250,6 @@ def closest(word: str, known: Sequence[str]) -> str:
     """' (did you mean ...?)' or nothing."""
     near = difflib.get_close_matches(str(word), known, n=1)
     return f" (did you mean {near[0]}?)" if near else ""
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse that leaves out what was not typed, and says what an unknown flag may have meant."""
-
-    def __init__(self, **kwargs):
-        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **kwargs)
-
-    def parse_args(self, args=None, namespace=None):
-        namespace, rest = self.parse_known_args(args, namespace)
-        if rest:
-            flags = [s for action in self._actions for s in action.option_strings]
-            self.error(f"unknown argument {rest[0]!r}{closest(rest[0].split('=')[0], flags)}; --help lists all")
-        return namespace
-
-
-def add_flags(parser: argparse.ArgumentParser, script: str) -> None:
-    """The configuration's flags of one script ('train' or 'evaluate'), grouped by room."""
-    groups: dict[str, Any] = {}
-    for f in fields(Config):
-        if script not in f.metadata["scripts"]:
-            continue
-        room = groups.setdefault(f.metadata["room"], parser.add_argument_group(f.metadata["room"]))
-        many = isinstance(f.default, tuple)
-        default = " ".join(map(str, f.default)) if many else f.default
-        choices = f.metadata["choices"]
-        text = f.metadata["help"] + (f"; one of {', '.join(choices)}" if choices else "")
-        text += "" if default in ("", False) else f" (default {default})"
-        names = ["--" + f.name] + (["--weights"] if f.name == "pretrained_weights_dir" else [])
-        if f.type is bool:
-            room.add_argument(*names, action="store_true", help=text)
-        elif f.name == "resume":
-            room.add_argument(*names, nargs="?", const="newest", metavar="RUN", help=text)
-        else:
-            kind: Callable = type(f.default[0]) if many else type(f.default)
-            metavar = kind.__name__.upper()
-            room.add_argument(*names, type=kind, nargs="+" if many else None, metavar=metavar, help=text)
-        if f.name == "train_set":
-            for flag, value in (("--combine_trainval", "trainval"), ("--no-combine_trainval", "train")):
-                text = f"the same as --train_set {value}"
-                room.add_argument(flag, dest="train_set", action="store_const", const=value, help=text)
-
-
-def given_flags(namespace: argparse.Namespace) -> dict[str, Any]:
-    """What was typed, as configuration values."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in vars(namespace).items()}
-
-
-def from_flags(given: dict[str, Any], base: Config | None = None) -> Config:
-    """`base` (default: the named profile) with the typed flags on top. Raises InputError."""
-    if base is None:
-        name = given.get("profile", "paper")
-        if name not in PROFILES:
-            raise InputError(
-                f"--profile {name} is unknown; choose from {', '.join(PROFILES)}{closest(name, [*PROFILES])}"
-            )
-        base = profile(name)
-    return replace(base, **given)
-
-
-def run_name(config: Config) -> str:
-    """Fields that differ from the profile, as 'stripes-6_relation-none'; the profile's name when none do."""
-    if config.name:
-        return config.name
-    changed = config.changes(profile(config.profile))
-    changed.pop("dataset_type", None)  # the folder above the run already says it
-    if "pretrained" in changed:
-        changed["pretrained"] = Path(changed["pretrained"]).stem
-    words = {k: "-".join(map(str, v)) if isinstance(v, tuple) else v for k, v in changed.items()}
-    return "_".join(f"{k}-{v}" for k, v in words.items()) or config.profile
 
 
 def save_json(config: Config, path: Path) -> None:

@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from reid.config import Config, run_name, save_json
+from reid.config import Config, save_json
 from reid.errors import InputError, MissingInput
 from reid.processes import world
+from reid.profiles import run_name
 
 
 def pick_device(gpus: tuple[int, ...]) -> torch.device:

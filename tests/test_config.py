@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from reid.config import PROFILES, Config, Parser, add_flags, from_flags, given_flags, profile, run_name
+from reid.config import Config
+from reid.flags import Parser, add_flags, given_flags
+from reid.profiles import PROFILES, from_flags, profile, run_name
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -35,7 +35,7 @@ def five_steps(target) -> int:
         for i in range(5):
             images = torch.randn(BATCH, 3, 64, 32, dtype=torch.double, generator=torch.Generator().manual_seed(i))
             mine = here.share(BATCH)
-            terms = step(images[mine], labels[mine], 1.0)
+            terms = step(images[mine], labels[mine], (config.base_lr, config.lr))
             rows = gather_rows(torch.stack([terms["triplet"], terms["cross_entropy"]])[None])
             losses.append(rows.mean(0))
         step.check_finite(5)

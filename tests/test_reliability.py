@@ -14,9 +14,10 @@ from conftest import ROOT
 from test_training import metrics, same, state_of
 
 from reid import processes
-from reid.config import Config, from_flags
+from reid.config import Config
 from reid.errors import InputError, Interrupted
 from reid.models.rrid import RRID
+from reid.profiles import from_flags
 from reid.training import checkpoint, trainer
 from reid.training.step import TrainStep
 
@@ -171,19 +172,19 @@ def test_not_finite_leaves_the_weights_alone(where):
     model = RRID(2, (2,), "resnet18", dim=8)
     step = TrainStep(model, Config(backbone="resnet18", stripes=(2,)), torch.device("cpu"))
     images, labels = torch.randn(4, 3, 64, 32), torch.tensor([0, 0, 1, 1])
-    step(images, labels, 1.0)
+    step(images, labels, (1e-3, 1e-2))
     step.check_finite(1)
     before = {k: v.clone() for k, v in model.named_parameters()}
     if where == "image":
         bad = images.clone()
         bad[0, 0, 0, 0] = torch.nan
-        terms = step(bad, labels, 1.0)
+        terms = step(bad, labels, (1e-3, 1e-2))
         assert torch.isnan(terms["loss"])
     else:
         hook = model.E_p.weight.register_hook(lambda g: g * torch.inf)
-        step(images, labels, 1.0)
+        step(images, labels, (1e-3, 1e-2))
         hook.remove()
-    step(images, labels, 1.0)
+    step(images, labels, (1e-3, 1e-2))
     assert same(dict(model.named_parameters()), before)
     with pytest.raises(FloatingPointError, match=r"triplet .*cross_entropy .*gradient (nan|inf)"):
         step.check_finite(3)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from reid.data.sampler import anchor_batches, batches_in_epoch, pk_batches
+from reid.data.sampler import anchor_batches, pk_batches, random_batches
 
 # images per identity as in Market-1501's trainval: 751 identities, 12,936 images, 2 to 72 each
 rng = np.random.default_rng(0)
@@ -14,7 +14,9 @@ SMALL = [7] * 9 + [3] * 4 + [5] * 2 + [12] * 1  # a one-image identity among the
 
 def test_published_lengths_of_an_epoch():
     """4 x images / 64: 809 batches on Market trainval, the last of 32; 720 on train (11,509 images)."""
-    assert [batches_in_epoch(n, 64, 4, s) for n in (12_936, 11_509) for s in ("pk", "anchor")] == [809, 809, 720, 720]
+    lengths = [len(s(PIDS[:n], 64, 4, 0, 1)) for n in (12_936, 11_509) for s in (pk_batches, anchor_batches)]
+    assert lengths == [809, 809, 720, 720]
+    assert [len(pk_batches(PIDS, 64, 4, 0, 1, visits)) for visits in (1, 2)] == [203, 405]
     assert len(PIDS) == 12_936
     batches = anchor_batches(PIDS, 64, 4, 0, 1)
     assert [len(b) for b in batches] == [64] * 808 + [32]
@@ -91,3 +93,14 @@ def test_too_few_identities():
         pk_batches(SMALL, 64, 4, 0, 1)
     with pytest.raises(ValueError, match="no images"):
         pk_batches([], 64, 4, 0, 1)
+
+
+def test_random_batches():
+    """Every image at most once an epoch, whatever does not fill a batch left out; others in other epochs."""
+    first, second = (random_batches(PIDS, 64, 4, 0, epoch) for epoch in (1, 2))
+    assert [len(b) for b in first] == [64] * 202
+    assert len(set(np.concatenate(first).tolist())) == 202 * 64
+    assert not np.array_equal(first[0], second[0])
+    assert len(random_batches(PIDS, 64, 4, 0, 1, visits=2)) == 404
+    with pytest.raises(ValueError, match="--batch_size 64 is more than the 16 training images"):
+        random_batches(SMALL, 64, 4, 0, 1)

@@ -17,7 +17,7 @@ from conftest import ROOT, make_dataset
 from reid.config import Config
 from reid.models import build_model, load_model
 from reid.training import checkpoint
-from reid.training.schedule import rate_factor, total_steps
+from reid.training.schedule import rate_factor, rates, total_steps
 
 
 def state_of(path):
@@ -216,11 +216,21 @@ def test_schedule():
     np.testing.assert_allclose(factors[100:780], 1)
     np.testing.assert_allclose(factors[780:1180], 0.1)
     np.testing.assert_allclose(factors[1180:], 0.01)
+    warm = Config(epochs=120, warmup_epochs=10, decay_schedule=(30,), max_steps=1200)
+    np.testing.assert_allclose([rate_factor(warm, s, 1200) for s in range(100)], np.arange(1, 101) / 100)
+
+
+def test_base_lr_from():
+    """As published, the backbone learns at the heads' rate up to epoch 39 (D25)."""
+    c = Config(base_lr_from=40)
+    both = [rates(c, (e - 1) * 809, 80 * 809) for e in (1, 39, 40, 60)]
+    np.testing.assert_allclose(both, [(1e-2, 1e-2), (1e-2, 1e-2), (1e-4, 1e-3), (1e-5, 1e-4)])
+    assert rates(Config(), 0, 100) == (1e-3, 1e-2)
 
 
 def test_optimiser_groups_have_their_own_rates(straight):
-    groups = checkpoint.load(straight[0] / "checkpoint.pth")["optimizer"]["param_groups"]
-    assert [g["base"] for g in groups] == [1e-3, 1e-2]
+    groups = checkpoint.load(straight[0] / "checkpoint.pth")["training"]["optimizer"]["param_groups"]
+    assert groups[1]["lr"] == pytest.approx(1e-4)  # the last of 12 steps, after both drops
     assert groups[0]["lr"] == pytest.approx(groups[1]["lr"] / 10)
     assert all(g["weight_decay"] == 5e-4 and g["momentum"] == 0.9 for g in groups)
 

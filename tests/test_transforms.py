@@ -12,8 +12,12 @@ from reid.data.transforms import augment, draw_augmentation, normalise
 
 
 def plain_augment(images, a):
+    h, w = images.shape[2:]
+    padded = torch.nn.functional.pad(images, [h] * 4)
     result = images.clone()
     for i, image in enumerate(result):
+        y, x = h - a.down[i], h - a.right[i]
+        image[:] = padded[i, :, y : y + h, x : x + w]
         top, left, height, width = (x[i] for x in a[1:5])
         image[:, top : top + height, left : left + width] = torch.from_numpy(a.colour[i])[:, None, None]
         if a.flip[i]:
@@ -21,10 +25,10 @@ def plain_augment(images, a):
     return result
 
 
-@pytest.mark.parametrize("erasing", ["in_place", "published"])
-def test_augment_equals_one_by_one(erasing):
+@pytest.mark.parametrize("erasing, padding", [("in_place", 0), ("published", 0), ("in_place", 10)])
+def test_augment_equals_one_by_one(erasing, padding):
     images = torch.randint(0, 256, (64, 3, 96, 32), dtype=torch.uint8)
-    drawn = draw_augmentation(np.random.default_rng(0), 64, 96, 32, 0.5, erasing)
+    drawn = draw_augmentation(np.random.default_rng(0), 64, 96, 32, 0.5, erasing, padding=padding)
     before = images.clone()
     assert torch.equal(augment(images, drawn), plain_augment(images, drawn))
     assert torch.equal(images, before)
@@ -129,3 +133,13 @@ def test_other_modes_become_rgb(tmp_path, mode):
     path = tmp_path / ("x.jpg" if mode in ("L", "CMYK") else "x.png")
     PILImage.new("RGB", (20, 40), (250, 10, 10)).convert(mode).save(path)
     assert decode(str(path), 32, 16).shape == (32, 16, 3)
+
+
+def test_strong_baseline_images():
+    """A patch of up to 40 % in ImageNet's mean colour, which is 0 after normalisation; moved by up to 10 pixels."""
+    a = draw_augmentation(np.random.default_rng(1), 20_000, 256, 128, 0.5, largest=0.4, fill="mean", padding=10)
+    area = (a.height * a.width)[a.height > 0] / (256 * 128)
+    assert 0.39 < area.max() <= 0.4
+    assert set(a.down) == set(a.right) == set(range(-10, 11))
+    painted = normalise(torch.from_numpy(a.colour[:1])[:, :, None, None])
+    assert painted.abs().max() < 0.01

@@ -85,7 +85,7 @@ def rrid_step(a, device, images: Tensor, labels: Tensor, precision: str, compile
     model = build_model(config, CLASSES).to(device, memory_format=torch.channels_last)
     step = TrainStep(model, config, device)
     x = images.contiguous(memory_format=torch.channels_last)
-    return lambda: step(x, labels, 0.0)
+    return lambda: step(x, labels, (0.0, 0.0))
 
 
 def plain_step(backbone: str, images: Tensor, labels: Tensor) -> Callable:

@@ -1,6 +1,6 @@
 """What a batch is. A batch is an array of indices into the training images; every draw comes from (seed, epoch).
 
-Both samplers keep the published length of an epoch: K x images / batch_size batches.
+An epoch visits each image `visits` times; 0 stands for K times, the published length, or once for the random sampler.
 """
 
 from collections.abc import Sequence
@@ -10,15 +10,9 @@ import numpy as np
 from reid.errors import InputError
 
 
-def batches_in_epoch(num_images: int, batch_size: int, k: int, sampler: str) -> int:
-    """Batches of an epoch: Market-1501 trainval has 809 at batch 64, K 4."""
-    if sampler == "anchor":
-        anchors = batch_size // k
-        return -(-num_images // anchors)
-    return -(-num_images * k // batch_size)
-
-
-def pk_batches(pids: Sequence[int], batch_size: int, k: int, seed: int, epoch: int) -> list[np.ndarray]:
+def pk_batches(
+    pids: Sequence[int], batch_size: int, k: int, seed: int, epoch: int, visits: int = 0
+) -> list[np.ndarray]:
     """P distinct identities x K images in each batch of an epoch, P = batch_size / K.
 
     Identities come from one shuffled queue after another, so their numbers of visits differ by one at most
@@ -38,7 +32,7 @@ def pk_batches(pids: Sequence[int], batch_size: int, k: int, seed: int, epoch: i
     queue: list[int] = []  # identities still to be visited
     waiting: dict[int, list[int]] = {pid: [] for pid in names}  # images still to be visited
     batches = []
-    for _ in range(batches_in_epoch(len(pids), batch_size, k, "pk")):
+    for _ in range(-(-len(pids) * (visits or k) // batch_size)):
         chosen: list[int] = queue[:p]
         queue = queue[p:]
         if len(chosen) < p:
@@ -62,11 +56,14 @@ def draw_images(images: np.ndarray, waiting: list[int], k: int, rng: np.random.G
     return np.array(drawn)
 
 
-def anchor_batches(pids: Sequence[int], batch_size: int, k: int, seed: int, epoch: int) -> list[np.ndarray]:
+def anchor_batches(
+    pids: Sequence[int], batch_size: int, k: int, seed: int, epoch: int, visits: int = 0
+) -> list[np.ndarray]:
     """The published sampler: for every image, shuffled, K other images of its identity, itself excluded.
 
     Identities may meet twice in a batch, and the last batch may be smaller. With fewer than K others they are
-    drawn with repetition; an identity of one image repeats it (the published code crashes there).
+    drawn with repetition; an identity of one image repeats it (the published code crashes there). Every image is an
+    anchor once, whatever `visits`.
     """
     identities = group_by_pid(pids)
     rng = np.random.default_rng([seed, epoch])
@@ -79,6 +76,18 @@ def anchor_batches(pids: Sequence[int], batch_size: int, k: int, seed: int, epoc
     return [np.concatenate(drawn[i : i + size]) for i in range(0, len(drawn), size)]
 
 
+def random_batches(
+    pids: Sequence[int], batch_size: int, k: int, seed: int, epoch: int, visits: int = 0
+) -> list[np.ndarray]:
+    """Images in random order, whoever is on them (K has no part in it). What does not fill a batch is left out, as
+    batch norm wants full ones. Raises InputError when there are fewer images than a batch has."""
+    if len(pids) < batch_size:
+        raise InputError(f"--batch_size {batch_size} is more than the {len(pids)} training images; use a smaller one")
+    rng = np.random.default_rng([seed, epoch])
+    order = np.concatenate([rng.permutation(len(pids)) for _ in range(visits or 1)])
+    return list(order[: len(order) // batch_size * batch_size].reshape(-1, batch_size))
+
+
 def group_by_pid(pids: Sequence[int]) -> dict[int, np.ndarray]:
     """{pid in increasing order: indices of its images}."""
     if not len(pids):
@@ -89,4 +98,4 @@ def group_by_pid(pids: Sequence[int]) -> dict[int, np.ndarray]:
     return dict(zip(values.tolist(), np.split(order, starts[1:])))
 
 
-SAMPLERS = {"pk": pk_batches, "anchor": anchor_batches}
+SAMPLERS = {"pk": pk_batches, "anchor": anchor_batches, "random": random_batches}

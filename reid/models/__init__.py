@@ -2,30 +2,43 @@
 
 from pathlib import Path
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reid.config import Config
 from reid.errors import InputError
+from reid.models.baseline import Baseline
 from reid.models.files import load_tensors
+from reid.models.mgn import MGN
+from reid.models.pcb import PCB
 from reid.models.published import from_published, is_published
 from reid.models.rrid import RRID
+from reid.models.strong_baseline import StrongBaseline
 
 
-def build_model(config: Config, num_classes: int) -> RRID:
-    """The configuration's model, untrained: images (N, 3, H, W) -> features (N, S, D)."""
-    return RRID(
-        num_classes, config.stripes, config.backbone, config.relation, config.pooling, config.contrast, config.ce_on
-    )
+def build_model(config: Config, num_classes: int) -> nn.Module:
+    """The configuration's model, untrained: images (N, 3, H, W) -> features (N, S, D) in eval mode, Output in training
+    mode. `base` is its backbone, `bands` the part of the image's height that each slot looks at."""
+    c = config
+    match c.model:
+        case "baseline":
+            return Baseline(num_classes, c.backbone, c.last_stride)
+        case "strong_baseline":
+            return StrongBaseline(num_classes, c.backbone, c.last_stride, c.neck)
+        case "pcb":
+            return PCB(num_classes, c.stripes[0], c.backbone)
+        case "mgn":
+            return MGN(num_classes, c.stripes, c.backbone)
+        case _:
+            return RRID(num_classes, c.stripes, c.backbone, c.relation, c.pooling, c.contrast, c.ce_on)
 
 
-def load_model(path: str | Path) -> RRID:
+def load_model(path: str | Path) -> nn.Module:
     """The model of a weights file, in eval mode, on the CPU; see read_weights for what is accepted."""
     model, _ = read_weights(path)
     return model
 
 
-def read_weights(path: str | Path) -> tuple[RRID, Config]:
+def read_weights(path: str | Path) -> tuple[nn.Module, Config]:
     """(model in eval mode, its configuration) of our weights.pth or of a state dict in the published layout.
 
     The published layout says nothing of its input size: 384x128 is taken. Raises MissingInput, InputError.
@@ -57,7 +70,7 @@ def read_weights(path: str | Path) -> tuple[RRID, Config]:
     return model.eval(), config
 
 
-def fill(model: torch.nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
+def fill(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
     """load_state_dict whose error says in one line what does not fit."""
     own = model.state_dict()
     if odd := [k for k, v in state.items() if not isinstance(v, Tensor)]:

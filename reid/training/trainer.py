@@ -26,7 +26,7 @@ from reid.models.rrid import check_height
 from reid.processes import World, average, connected, part_of, signals_noted, wait
 from reid.runs import Run, pick_device
 from reid.training import checkpoint
-from reid.training.schedule import rate_factor, total_steps
+from reid.training.schedule import rates, total_steps
 from reid.training.step import TrainStep
 
 
@@ -43,7 +43,10 @@ def train(config: Config) -> Path:
             wait()  # the first prepares raw data and makes the folder
         dataset = checked_dataset(config, here.first)
         images = dataset.hold_out(config.num_val)[0] if config.train_set == "train" else dataset.trainval
-        SAMPLERS[config.sampler]([i.pid for i in images], config.batch_size, config.batch_sample, config.seed, 1)
+        identities = len({i.pid for i in images})
+        epoch_batches(config, [i.pid for i in images], 1)  # or InputError
+        if 0 < config.classes < identities:
+            raise InputError(f"--classes {config.classes} is less than the {identities} training identities")
         if config.pretrained not in ("auto", "none") and not Path(config.pretrained).is_file():
             raise MissingInput(f"--pretrained {config.pretrained} is not there")
         run = Run.open(config, here.first)  # only now: bad input leaves no folder behind
@@ -67,6 +70,11 @@ def checked_dataset(config: Config, first: bool) -> Dataset:
     return combine(datasets)
 
 
+def epoch_batches(config: Config, pids: list[int], epoch: int) -> list[np.ndarray]:
+    c = config
+    return SAMPLERS[c.sampler](pids, c.batch_size, c.batch_sample, c.seed, epoch, c.visits)
+
+
 class Trainer:
     """Model, optimiser and data of one run, and how far it has come (`step`)."""
 
@@ -80,22 +88,20 @@ class Trainer:
         label_of = {pid: i for i, pid in enumerate(self.classes)}
         self.labels = torch.tensor([label_of[pid] for pid in self.pids], device=device)
 
-        batches = self.epoch_batches(1)
+        batches = epoch_batches(config, self.pids, 1)
         for size in {len(batch) for batch in batches}:
             here.share(size)  # or InputError
         self.steps_in_epoch = len(batches)
         self.total = total_steps(config, self.steps_in_epoch)
         self.step = 0  # steps done
         self.best: float | None = None  # mAP on the held-out identities
+        self.validates = bool(self.held_out) and config.eval_every > 0
 
         torch.manual_seed(config.seed)
-        model = build_model(config, len(self.classes)).to(device, memory_format=torch.channels_last)
+        self.outputs = config.classes or len(self.classes)
+        model = build_model(config, self.outputs).to(device, memory_format=torch.channels_last)
         self.train_step = TrainStep(model, config, device, here)
         self.model = self.train_step.model
-
-    def epoch_batches(self, epoch: int) -> list[np.ndarray]:
-        c = self.config
-        return SAMPLERS[c.sampler](self.pids, c.batch_size, c.batch_sample, c.seed, epoch)
 
     def run_all(self, signals: list[int]) -> Path:
         """Every remaining step; weights.pth at the end."""
@@ -125,14 +131,15 @@ class Trainer:
         """What is left of the epoch that `step` stands in."""
         c = self.config
         epoch, done = self.step // self.steps_in_epoch + 1, self.step % self.steps_in_epoch
-        batches = self.epoch_batches(epoch)[done : done + self.total - self.step]
+        batches = epoch_batches(c, self.pids, epoch)[done : done + self.total - self.step]
         mine = [batch[self.here.share(len(batch))] for batch in batches]
         sums: dict[str, Tensor] = {}
         counted = 0
         for batch, rows, pixels in zip(batches, mine, store.batches(mine), strict=True):
             images = self.prepare(pixels, epoch, len(batch))
             labels = self.labels[torch.as_tensor(rows, device=self.device)]
-            terms = self.train_step(images, labels, rate_factor(c, self.step, self.total))
+            torch.manual_seed(self.noise_seed())
+            terms = self.train_step(images, labels, rates(c, self.step, self.total))
             sums = {name: sums.get(name, 0) + value for name, value in terms.items()}
             counted += 1
             self.step += 1
@@ -154,7 +161,7 @@ class Trainer:
                     f"stopped by {reason} after step {self.step} of {self.total}; "
                     f"continue with: python train.py --resume {self.run.folder}"
                 )
-        if self.held_out and (self.step == self.total or epoch % c.eval_every == 0):
+        if self.validates and (self.step == self.total or epoch % c.eval_every == 0):
             self.validate(epoch)
         self.save()
 
@@ -163,8 +170,13 @@ class Trainer:
         (seed, epoch, step) for the whole batch."""
         c = self.config
         rng = np.random.default_rng([c.seed, epoch, self.step])
-        drawn = draw_augmentation(rng, n, c.h, c.w, c.erasing_probability, c.erasing)
+        patch = (c.erasing_probability, c.erasing, c.erasing_area, c.erasing_fill)
+        drawn = draw_augmentation(rng, n, c.h, c.w, *patch, c.crop_padding)
         return normalise(augment(pixels, drawn.part(self.here.share(n))))
+
+    def noise_seed(self) -> int:
+        """Of this step's and this process's dropout, the one thing that the number of processes changes."""
+        return int(np.random.SeedSequence([self.config.seed, self.step, self.here.rank]).generate_state(1)[0])
 
     def stop_asked(self, signals: list[int], look: bool) -> bool:
         """Whether a signal came, to any process: several ask each other only now and then."""
@@ -198,13 +210,13 @@ class Trainer:
                 checkpoint.save(self.run.folder / "best.pth", best)
 
     def weights(self) -> dict[str, Any]:
-        return {"config": self.config.to_json(), "classes": len(self.classes), "state": self.model.state_dict()}
+        return {"config": self.config.to_json(), "classes": self.outputs, "state": self.model.state_dict()}
 
     def save(self) -> None:
         """checkpoint.pth, the one before it as previous.pth. Never with weights that are not finite."""
         self.train_step.check_finite(self.step)
         progress = {"step": self.step, "best": self.best, "fingerprint": self.dataset.fingerprint}
-        content = {**self.weights(), "optimizer": self.train_step.optimizer.state_dict(), **progress}
+        content = {**self.weights(), "training": self.train_step.state_dict(), **progress}
         if self.here.first:
             checkpoint.save(self.run.folder / "checkpoint.pth", content, self.run.folder / "previous.pth")
 
@@ -225,7 +237,7 @@ class Trainer:
         if content["fingerprint"] != self.dataset.fingerprint:
             raise InputError(f"--resume {folder}: {self.dataset.folder} is not the dataset it was trained on")
         fill(self.model, content["state"], folder)
-        self.train_step.load_optimizer(content["optimizer"])
+        self.train_step.load_state_dict(content["training"])
         self.step, self.best = content["step"], content["best"]
         self.run.say(f"resuming {folder} after step {self.step} of {self.total}")
         return True
@@ -234,7 +246,7 @@ class Trainer:
         """weights.pth: the best on held-out identities where there are some, else the last."""
         chosen, path = self.weights(), self.run.folder / "weights.pth"
         if self.here.first:
-            if self.held_out:
+            if self.validates:
                 best = checkpoint.load(self.run.folder / "best.pth")
                 chosen["state"] = best["state"]
                 self.run.say(f"kept the weights of step {best['step']}, held-out mAP {best['map']:.4f}")

@@ -1,0 +1,36 @@
+"""PCB: Sun et al., Beyond Part Models, ECCV 2018 (arXiv 1711.09349): the average of each stripe, reduced and
+classified by itself. The test joins the stripes as they are before reduction (the paper's G).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reid.models.backbone import build_backbone
+from reid.models.rrid import Classifiers, Output, check_height
+
+
+class PCB(nn.Module):
+    """Images (N, 3, H, W) -> features (N, P, C) in eval mode, Output in training mode; P stripes. H/16 must be
+    divisible by P (InputError otherwise)."""
+
+    def __init__(self, num_classes: int, stripes: int = 6, backbone: str = "resnet50", dim: int = 256):
+        super().__init__()
+        self.stripes = stripes
+        self.bands = tuple((i / stripes, (i + 1) / stripes) for i in range(stripes))
+        self.base = build_backbone(backbone)
+        self.dropout = nn.Dropout(0.5)
+        units = (nn.Sequential(nn.Linear(self.base.channels, dim), nn.BatchNorm1d(dim)) for _ in range(stripes))
+        self.reduce = nn.ModuleList(units)
+        self.classifiers = Classifiers(stripes, dim, num_classes) if num_classes else None
+
+    def forward(self, images: Tensor) -> Tensor | Output:
+        x = self.base(images)  # (N, C, h, w)
+        check_height(16 * x.shape[2], [self.stripes])
+        with torch.autocast(images.device.type, enabled=False):
+            x = x.to(torch.promote_types(x.dtype, torch.float32))
+            g = F.adaptive_avg_pool2d(x, (self.stripes, 1)).squeeze(3).transpose(1, 2)  # (N, P, C)
+            if not self.training:
+                return g
+            h = torch.stack([unit(part) for unit, part in zip(self.reduce, self.dropout(g).unbind(1))], 1)
+            return Output(h, self.classifiers(h))
