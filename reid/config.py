@@ -237,9 +237,8 @@ def check_value(f, value) -> None:
         if not isinstance(item, expected) or (isinstance(item, bool) and f.type is not bool):
             raise InputError(f"{flag} {item!r} has the wrong type; expected {getattr(f.type, '__name__', f.type)}")
         if choices and item not in choices:
-            raise InputError(
-                f"{flag} {item} is unknown; choose from {', '.join(map(str, choices))}{closest(item, list(map(str, choices)))}"
-            )
+            known = [str(c) for c in choices]
+            raise InputError(f"{flag} {item} is unknown; choose from {', '.join(known)}{closest(item, known)}")
         if expected in (float, (float, int)) and not math.isfinite(item):
             raise InputError(f"{flag} {item} is not a finite number")
         if minimum is not None and not item >= minimum:
