@@ -1,0 +1,1 @@
+"""Report: results as tables, figures and one page that opens anywhere."""
