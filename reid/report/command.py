@@ -154,11 +154,12 @@ def content(place: Place, result, dataset_path, split, runs, k, rerank, query_ex
                  "<h3>Easiest people</h3><ol class=people id=best></ol>"  # fmt: skip
         summary = html.tiles(result) + html.figures(figures.summary(folder, result, cameras)) + people
         sections.append(("summary", "Summary", summary + (html.note(missing) if missing else "")))
-        sections.append(("lists", "Rank lists", html.rank_lists("slots" in data)))
+        sections.append(("lists", "Rank lists", html.rank_lists(data)))
         if "slots" not in data:
             why = html.note(f"Not shown: {data['no_slots']}. Extract the features again with evaluate.py.")
         else:
-            why = html.figures(figures.explained(folder, data))
+            text = "<p>The same, averaged over all listed answers: 1 is the band's part of the balance point.</p>"
+            why = text + html.figures(figures.explained(folder, data))
             if rerank or query_expansion:
                 why = html.note("The bands explain the descriptors' own distances, before re-ranking.") + why
         sections.append(("why", "Which part matched", why))

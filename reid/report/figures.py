@@ -54,7 +54,7 @@ def draw(folder: Path, name: str, alt: str, size: tuple[float, float], paint: Ca
         with atomic_file(folder / f"report-{name}.png") as temporary:
             figure.savefig(temporary, format="png", dpi=160)
         out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None})
+        figure.savefig(out, format="svg", metadata={"Date": None}, transparent=True)
     return Picture(name, alt, out.getvalue())
 
 
@@ -74,7 +74,7 @@ def summary(folder: Path, result: Result, cameras: list[dict] | None) -> list[Pi
     def paint_ap(axes):
         axes.hist(ap, np.linspace(0, 1, 21), color=SKY, edgecolor="white")
         axes.axvline(ap.mean(), color=INK, linestyle="--", linewidth=1)
-        axes.annotate(f" mean {ap.mean():.3f}", (ap.mean(), 1), (0, -8), ha="right" if ap.mean() > 0.5 else "left",
+        axes.annotate(f" mean {ap.mean():.3f} ", (ap.mean(), 1), (0, -8), ha="right" if ap.mean() > 0.5 else "left",
                       xycoords=("data", "axes fraction"), textcoords="offset points")  # fmt: skip
         axes.set(xlabel="average precision of a query", ylabel="queries", title="Average precision")
         axes.grid(axis="x", visible=False)
@@ -82,7 +82,10 @@ def summary(folder: Path, result: Result, cameras: list[dict] | None) -> list[Pi
     ranks = ", ".join(f"{cmc[k - 1]:.1f} % at rank {k}" for k in (1, 5, 10, 20) if k <= len(cmc))
     low = int((ap < 0.5).sum())
     alts = (f"CMC curve: {ranks}.", f"Histogram of the average precision: {low} of {len(ap)} queries are below 0.5.")
-    pictures = [draw(folder, "cmc", alts[0], (4.2, 2.9), paint_cmc), draw(folder, "ap", alts[1], (4.2, 2.9), paint_ap)]
+    pictures = [
+        draw(folder, "cmc", alts[0], (3.75, 2.8), paint_cmc),
+        draw(folder, "ap", alts[1], (3.75, 2.8), paint_ap),
+    ]
     return pictures + ([camera_map(folder, cameras)] if cameras and len(cameras) > 1 else [])
 
 
@@ -109,8 +112,8 @@ def camera_map(folder: Path, cameras: list[dict]) -> Picture:
     worst, best = min(cameras, key=lambda r: r["map"]), max(cameras, key=lambda r: r["map"])
     told = [f"camera {r['query_camid']} to {r['gallery_camid']}, {100 * r['map']:.0f} %" for r in (worst, best)]
     alt = f"Heat map of the mAP by query and gallery camera: lowest from {told[0]}, highest from {told[1]}."
-    size = max(2.9, 0.28 * len(queries) + 1)
-    return draw(folder, "cameras", alt, (max(4.2, 0.4 * len(galleries) + 1.2), size), paint)
+    size = max(2.8, 0.28 * len(queries) + 1)
+    return draw(folder, "cameras", alt, (max(3.75, 0.4 * len(galleries) + 1.2), size), paint)
 
 
 def explained(folder: Path, data: dict[str, Any]) -> list[Picture]:
@@ -124,11 +127,13 @@ def explained(folder: Path, data: dict[str, Any]) -> list[Picture]:
         axes.axvline(1, color=INK, linestyle="--", linewidth=1)
         axes.set_yticks(range(len(labels)), labels)
         axes.invert_yaxis()
-        axes.set(xlabel="mean distance in the slot / its part of the threshold")
+        axes.set(xlabel="mean distance in the band / its part of the balance point")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=2)
 
-    told = "; ".join(f"{name} answers use {sum(v) / allowed.sum():.2f} of the threshold" for name, v in parts.items())
-    alt = f"Mean distance in each of {len(labels)} slots beside its part of the threshold: {told}."
+    told = "; ".join(
+        f"{name} answers reach {sum(v) / allowed.sum():.2f} of the balance point" for name, v in parts.items()
+    )
+    alt = f"Mean distance in each of {len(labels)} bands beside its part of the balance point: {told}."
     return [draw(folder, "slots", alt, (6, max(2, 0.2 * len(labels) + 1)), paint)] if parts else []
 
 
@@ -151,16 +156,16 @@ def open_set(folder: Path, found: dict[str, Any], metric: str) -> list[Picture]:
             ("different", VERMILION, "///", "different"),
         ):
             axes.stairs(found["distances"][key], edges, fill=True, facecolor=colour + "44", edgecolor=colour,
-                        hatch=hatch, label=label)  # fmt: skip
+                        hatch=hatch, linewidth=0.8, label=label)  # fmt: skip
         axes.axvline(threshold, color=INK, linestyle="--", linewidth=1, label=f"threshold {threshold:.3g}")
         axes.set(xlabel=f"{metric} distance", ylabel="share of pairs", title="Distances")
         axes.legend()
 
     alt = f"ROC: {tpr:.1%} of the same pairs are accepted at a rate of {fpr:g} false accepts, distance {threshold:.3g}."
     return [
-        draw(folder, "roc", alt, (4.2, 2.9), paint_roc),
+        draw(folder, "roc", alt, (3.75, 2.8), paint_roc),
         draw(folder, "distances", f"Distances of same and of different people, and the threshold {threshold:.3g} "
-             "between them.", (4.2, 2.9), paint_distances),
+             "between them.", (3.75, 2.8), paint_distances),
     ]  # fmt: skip
 
 
@@ -190,8 +195,8 @@ def training(folder: Path, runs: dict[str, list[dict[str, float]]]) -> list[Pict
     first = [*next(iter(runs.values()))]
     ends = {k: row[k] for row in first for k in keys if k in row}
     last = [f"{k} ends at {v:.3g}" for k, v in ends.items()]
-    rows = -(-len(keys) // 3)
-    columns = min(3, len(keys))
+    rows = -(-len(keys) // 4)
+    columns = min(4, len(keys))
     alt = f"Training curves of {', '.join(runs)} over the steps: {', '.join(last)}."
     return [draw(folder, "training", alt, (2.9 * columns, 2.3 * rows + 0.3 * (len(runs) > 1)), paint, (rows, columns))]
 
@@ -253,4 +258,4 @@ def maps(folder: Path, shots: Sequence[tuple[str, np.ndarray, np.ndarray]], band
     alt = f"Energy of the backbone's map over {len(shots)} images, bright where it is high: {told}."
     columns = min(4, len(shots))
     rows = -(-len(shots) // columns)
-    return [draw(folder, "maps", alt, (2.2 * columns, 2.4 * rows), paint, (rows, 2 * columns))]
+    return [draw(folder, "maps", alt, (2.3 * columns, 3 * rows), paint, (rows, 2 * columns))]

@@ -32,9 +32,10 @@ CONTROLS = """
 """
 READING = """
 <p>The squared distance of two descriptors is a sum over their slots, so each answer shows what every band of the body
-adds to it. The threshold is shared out among the slots as the distances of all pairs are: a band in
-<b class="near">blue</b> takes less than its part of the threshold (it matches), one in <b class="far">hatched
-vermilion</b> more (it does not). Choose an answer to see the numbers, which add up to its distance.</p>
+adds to it. The balance point {balance:.3g}, where same and different people are told apart equally well, is shared out
+among the bands as the distances of all pairs are. A band in <b class="near">blue</b> takes less than its part: it
+matches; one in <b class="far">hatched vermilion</b> takes more: it does not. Choose an answer to see the numbers, which
+add up to its distance.</p>
 """
 
 
@@ -81,10 +82,11 @@ def note(text: str) -> str:
     return f'<p class="note">{escape(text)}</p>'
 
 
-def rank_lists(has_slots: bool) -> str:
+def rank_lists(data: dict[str, Any]) -> str:
     """The empty frame that report.js fills."""
+    reading = READING.format(balance=data["balance"]) if "slots" in data else ""
     return (
-        f'{READING if has_slots else ""}{CONTROLS}<p id="count" role="status"></p><div id="rows"></div>'
+        f'{reading}{CONTROLS}<p id="count" role="status"></p><div id="rows"></div>'
         '<nav class="pages" aria-label="pages of rank lists"></nav><noscript><p class="note">The rank lists need '
         "JavaScript; figures and numbers do not.</p></noscript>"
     )

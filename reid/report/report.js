@@ -36,7 +36,7 @@ function picture(image, said = person(image)) {
   return make("img", { src, alt: said, title: data.names[image], decoding: "async" });
 }
 
-/** [{distance, share, ratio}] of an entry's slots; ratio 1 is the slot's part of the threshold. */
+/** [{distance, share, ratio}] of an entry's slots; ratio 1 is the slot's part of the balance point. */
 function explain(entry) {
   const parts = entries.parts.subarray(entry * data.slots.length, (entry + 1) * data.slots.length);
   const sum = parts.reduce((a, b) => a + b, 0) || 1;
@@ -46,9 +46,9 @@ function explain(entry) {
   });
 }
 
-/** Blue below 1, light at 1, vermilion above. */
+/** Blue below 1, light at 1, vermilion above; full from a third and from five thirds on. */
 function colour(ratio) {
-  const [end, t] = ratio < 1 ? [[0, 114, 178], 1 - ratio] : [[213, 94, 0], Math.min(ratio - 1, 1)];
+  const [end, t] = [ratio < 1 ? [0, 114, 178] : [213, 94, 0], Math.min(1.5 * Math.abs(ratio - 1), 1)];
   return `rgb(${end.map((v, i) => Math.round([240, 240, 236][i] * (1 - t) + v * t)).join()})`;
 }
 
@@ -92,7 +92,7 @@ function toggle(button, query, entry) {
     const cells = [distance.toFixed(4), `${(100 * share).toFixed(1)} %`, `${ratio > 1 ? "▲" : "▽"} ${ratio.toFixed(2)}`];
     body.append(make("tr", {}, make("th", { scope: "row" }, data.slots[s].name), ...cells.map((c) => make("td", {}, c))));
   });
-  const head = ["band", "distance", "share", "of its part of the threshold"].map((t) => make("th", { scope: "col" }, t));
+  const head = ["band", "distance", "share", "of its part"].map((t) => make("th", { scope: "col" }, t));
   const total = `${person(image)}: squared distance ${entries.squared[entry].toFixed(4)}, the sum of its bands`;
   const table = make("table", {}, make("caption", {}, total), make("thead", {}, make("tr", {}, ...head)), body);
   const shot = make("div", { class: "shot" }, picture(query), bands(entry, true), picture(image));
