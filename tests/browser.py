@@ -22,15 +22,12 @@ class Browser:
         command_in, self.commands = os.pipe()
         self.answers, answers_out = os.pipe()
 
-        def connect():  # Chromium reads from descriptor 3 and writes to 4
-            moved = os.dup(command_in), os.dup(answers_out)
-            for number, source in enumerate(moved, 3):
-                os.dup2(source, number)
-
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe",
                  "--no-first-run", "--hide-scrollbars", f"--user-data-dir={self.profile}"]  # fmt: skip
-        self.process = subprocess.Popen([program, *flags], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                                        stderr=subprocess.DEVNULL, close_fds=False, preexec_fn=connect)  # fmt: skip
+        pipes = f'exec "$@" 3<&{command_in} 4>&{answers_out}'  # Chromium reads from descriptor 3 and writes to 4
+        self.process = subprocess.Popen(["bash", "-c", pipes, "bash", program, *flags], stdin=subprocess.DEVNULL,
+                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                        pass_fds=(command_in, answers_out))  # fmt: skip
         os.close(command_in)
         os.close(answers_out)
         self.number, self.buffer, self.session = 0, b"", None

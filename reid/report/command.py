@@ -158,7 +158,7 @@ def content(place: Place, result, dataset_path, split, runs, k, rerank, query_ex
         if "slots" not in data:
             why = html.note(f"Not shown: {data['no_slots']}. Extract the features again with evaluate.py.")
         else:
-            text = "<p>The same, averaged over all listed answers: 1 is the band's part of the balance point.</p>"
+            text = "<p>What every band adds to the distance, averaged over all listed answers.</p>"
             why = text + html.figures(figures.explained(folder, data))
             if rerank or query_expansion:
                 why = html.note("The bands explain the descriptors' own distances, before re-ranking.") + why

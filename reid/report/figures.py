@@ -117,24 +117,20 @@ def camera_map(folder: Path, cameras: list[dict]) -> Picture:
 
 
 def explained(folder: Path, data: dict[str, Any]) -> list[Picture]:
-    """Mean distance in each slot, over its allowance, of right and wrong listed answers."""
-    parts, allowed = data["explained"], np.array(data["allowance"])
-    labels = [slot["name"] for slot in data["slots"]]
+    """Mean distance in each slot, of right and of wrong listed answers."""
+    parts, labels = data["explained"], [slot["name"] for slot in data["slots"]]
 
     def paint(axes):
         for (name, values), colour, sign in zip(parts.items(), (GREEN, VERMILION), "o^"):
-            axes.plot(np.array(values) / allowed, range(len(values)), sign, color=colour, label=f"{name} answers")
-        axes.axvline(1, color=INK, linestyle="--", linewidth=1)
+            axes.plot(values, range(len(values)), sign, color=colour, label=f"{name} answers")
         axes.set_yticks(range(len(labels)), labels)
         axes.invert_yaxis()
-        axes.set(xlabel="mean distance in the band / its part of the balance point")
+        axes.set(xlabel="mean squared distance in the band", xlim=(0, None))
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=2)
 
-    told = "; ".join(
-        f"{name} answers reach {sum(v) / allowed.sum():.2f} of the balance point" for name, v in parts.items()
-    )
-    alt = f"Mean distance in each of {len(labels)} bands beside its part of the balance point: {told}."
-    return [draw(folder, "slots", alt, (6, max(2, 0.2 * len(labels) + 1)), paint)] if parts else []
+    told = "; ".join(f"{name} answers add up to {sum(values):.3g}" for name, values in parts.items())
+    alt = f"Mean squared distance in each of {len(labels)} bands: {told}."
+    return [draw(folder, "slots", alt, (6, max(2, 0.2 * len(labels) + 1)), paint)]
 
 
 def open_set(folder: Path, found: dict[str, Any], metric: str) -> list[Picture]:
@@ -151,12 +147,12 @@ def open_set(folder: Path, found: dict[str, Any], metric: str) -> list[Picture]:
 
     def paint_distances(axes):
         edges = np.array(found["distances"]["edges"])
-        for key, colour, hatch, label in (
-            ("same", GREEN, "", "same person"),
-            ("different", VERMILION, "///", "different"),
+        for key, colour, dash, label in (
+            ("same", GREEN, "-", "same person"),
+            ("different", VERMILION, "--", "different"),
         ):
             axes.stairs(found["distances"][key], edges, fill=True, facecolor=colour + "44", edgecolor=colour,
-                        hatch=hatch, linewidth=0.8, label=label)  # fmt: skip
+                        linestyle=dash, linewidth=1, label=label)  # fmt: skip
         axes.axvline(threshold, color=INK, linestyle="--", linewidth=1, label=f"threshold {threshold:.3g}")
         axes.set(xlabel=f"{metric} distance", ylabel="share of pairs", title="Distances")
         axes.legend()

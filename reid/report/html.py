@@ -32,10 +32,9 @@ CONTROLS = """
 """
 READING = """
 <p>The squared distance of two descriptors is a sum over their slots, so each answer shows what every band of the body
-adds to it. The balance point {balance:.3g}, where same and different people are told apart equally well, is shared out
-among the bands as the distances of all pairs are. A band in <b class="near">blue</b> takes less than its part: it
-matches; one in <b class="far">hatched vermilion</b> takes more: it does not. Choose an answer to see the numbers, which
-add up to its distance.</p>
+adds to it. The yardstick of a band is halfway between its mean in the right and in the wrong answers listed here: a
+band in <b class="near">blue</b> differs less and matches, one in <b class="far">hatched vermilion</b> differs more.
+Choose an answer to see the numbers, which add up to its distance.</p>
 """
 
 
@@ -84,7 +83,7 @@ def note(text: str) -> str:
 
 def rank_lists(data: dict[str, Any]) -> str:
     """The empty frame that report.js fills."""
-    reading = READING.format(balance=data["balance"]) if "slots" in data else ""
+    reading = READING if "slots" in data else ""
     return (
         f'{reading}{CONTROLS}<p id="count" role="status"></p><div id="rows"></div>'
         '<nav class="pages" aria-label="pages of rank lists"></nav><noscript><p class="note">The rank lists need '

@@ -145,24 +145,13 @@ def page_data(result: Result, lists: Lists, paths: dict[str, str]) -> tuple[dict
     top = np.maximum(parts.max(1, keepdims=True), np.finfo(float).tiny)
     entries["parts"] = packed(np.rint(parts / top * STEPS), "uint8")
     entries["squared"] = packed(parts.sum(1), "float32")
-    usual = slots.mean_distances(query.features, gallery.features, len(bands))
-    limit = balance(result.open_set, result.conventions["metric"]) if result.open_set else usual.sum() / 2
     columns = slots.names(bands)
     data["slots"] = [
         {"top": b[0], "bottom": b[1], "column": c, "name": n} for b, (c, n) in zip(bands.tolist(), columns)
     ]
-    data["balance"] = limit
-    data["allowance"] = (limit * usual / usual.sum()).tolist()
     data["explained"] = means(parts[: len(listed)], kinds[: len(listed)])
+    data["halfway"] = np.maximum(np.mean([*data["explained"].values()], 0), np.finfo(float).tiny).tolist()
     return data, "".join(encoded)
-
-
-def balance(found: dict[str, Any], metric: str) -> float:
-    """The squared Euclidean distance at which as many pairs of one person are farther as wrong ones are nearer, to a
-    hundredth of the range: where same and different people are told apart equally well."""
-    same, different = (np.cumsum(found["distances"][key]) for key in ("same", "different"))
-    edge = found["distances"]["edges"][1 + int(np.argmax(different >= 1 - same))]
-    return 2 * edge if metric == "cosine" else edge
 
 
 def means(parts: np.ndarray, kinds: np.ndarray) -> dict[str, list[float]]:

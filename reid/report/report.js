@@ -36,13 +36,13 @@ function picture(image, said = person(image)) {
   return make("img", { src, alt: said, title: data.names[image], decoding: "async" });
 }
 
-/** [{distance, share, ratio}] of an entry's slots; ratio 1 is the slot's part of the balance point. */
+/** [{distance, share, ratio}] of an entry's slots; ratio 1 is halfway between right and wrong answers. */
 function explain(entry) {
   const parts = entries.parts.subarray(entry * data.slots.length, (entry + 1) * data.slots.length);
   const sum = parts.reduce((a, b) => a + b, 0) || 1;
   return [...parts].map((part, s) => {
     const distance = (entries.squared[entry] * part) / sum;
-    return { distance, share: part / sum, ratio: distance / data.allowance[s] };
+    return { distance, share: part / sum, ratio: distance / data.halfway[s] };
   });
 }
 
@@ -92,7 +92,7 @@ function toggle(button, query, entry) {
     const cells = [distance.toFixed(4), `${(100 * share).toFixed(1)} %`, `${ratio > 1 ? "▲" : "▽"} ${ratio.toFixed(2)}`];
     body.append(make("tr", {}, make("th", { scope: "row" }, data.slots[s].name), ...cells.map((c) => make("td", {}, c))));
   });
-  const head = ["band", "distance", "share", "of its part"].map((t) => make("th", { scope: "col" }, t));
+  const head = ["band", "distance", "share", "of halfway"].map((t) => make("th", { scope: "col" }, t));
   const total = `${person(image)}: squared distance ${entries.squared[entry].toFixed(4)}, the sum of its bands`;
   const table = make("table", {}, make("caption", {}, total), make("thead", {}, make("tr", {}, ...head)), body);
   const shot = make("div", { class: "shot" }, picture(query), bands(entry, true), picture(image));

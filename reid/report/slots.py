@@ -48,19 +48,3 @@ def slot_distances(query: np.ndarray, gallery: np.ndarray, q: np.ndarray, g: np.
         difference = query[q[at]].astype(np.float64) - gallery[g[at]]
         out[at] = np.square(difference).reshape(len(difference), slots, -1).sum(2)
     return out
-
-
-def mean_distances(query: np.ndarray, gallery: np.ndarray, slots: int) -> np.ndarray:
-    """(S,) mean squared distance in each slot over all pairs, from the means: E|q-g|^2 = E|q|^2 + E|g|^2 - 2 Eq.Eg."""
-
-    def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        total, square = np.zeros(x.shape[1]), np.zeros(slots)
-        rows = max(1, CHUNK // x.shape[1])
-        for i in range(0, len(x), rows):
-            part = x[i : i + rows].astype(np.float64)
-            total += part.sum(0)
-            square += np.square(part).reshape(len(part), slots, -1).sum((0, 2))
-        return total / len(x), square / len(x)
-
-    (q_mean, q_square), (g_mean, g_square) = moments(query), moments(gallery)
-    return q_square + g_square - 2 * (q_mean * g_mean).reshape(slots, -1).sum(1)
