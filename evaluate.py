@@ -23,7 +23,7 @@ def start(given: dict) -> int:
     """Scores features, or weights in this process or in one for each of several GPUs."""
     asked = from_flags(given, profile("paper").for_evaluation())
     if asked.features:
-        return evaluate_features(asked)
+        return evaluate_features(asked, *given.get("dataset_type", ())[:1])
     import torch  # after the flags, so that typing errors answer at once
 
     from reid.processes import launch, world
@@ -38,21 +38,23 @@ def evaluate_one(given: dict) -> int:
     return reported(lambda: evaluate_weights(given), given.get("debug", False))
 
 
-def evaluate_features(config: Config) -> int:
-    """Anybody's features: the result goes beside a features.h5, else to exp_dir/features/."""
+def evaluate_features(config: Config, dataset: str = "") -> int:
+    """Anybody's features: the result goes beside a features.h5, else to exp_dir/features/. `dataset`: whose images the
+    report shows."""
     from reid.evaluation.features import read_features
     from reid.runs import pick_device
 
     path = Path(config.features)
     features = read_features(path)
     folder = path.parent if path.name == "features.h5" else Path(config.exp_dir, "features", path.stem)
-    return score(features, config, pick_device(config.gpus), folder)
+    return score(features, config, pick_device(config.gpus), folder, dataset)
 
 
-def score(features, config: Config, device, folder: Path) -> int:
+def score(features, config: Config, device, folder: Path, dataset: str) -> int:
     """Prints and saves the Result; settings other than the defaults get a folder of their own."""
     from reid.evaluation.results import evaluate
 
+    source = folder
     other = [(k, v) for k, v in config.changes(Config()).items() if k in SCORING]
     folder = folder.with_name("_".join([folder.name, *(k if v is True else f"{k}-{v}" for k, v in other)]))
     result = evaluate(
@@ -72,6 +74,13 @@ def score(features, config: Config, device, folder: Path) -> int:
     except OSError as e:
         raise InputError(f"the result cannot be written to {folder}: {e}; give a writable --exp_dir") from e
     print(f"{result}\nresult in {folder}")
+    if config.report:
+        from reid.report.command import evaluation, write_report
+
+        place = evaluation(source)
+        place = place._replace(folder=folder, dataset=dataset or place.dataset)
+        runs = [place.run] if place.run else []
+        write_report(place, result, config.dataset_path, config.split, runs, 10, config.rerank, config.query_expansion)
     return 0
 
 
@@ -113,7 +122,7 @@ def evaluate_weights(given: dict) -> int:
                 dataset.fingerprint, precision=config.precision, size=f"{config.h}x{config.w}",
             )  # fmt: skip
             if here.first:
-                score(features, config, device, folder)
+                score(features, config, device, folder, name)
     return 0
 
 

@@ -13,6 +13,7 @@ COMMANDS = {
     "check": ("reid.data.check", "a dataset looked over before training: lists, images, duplicates"),
     "compare": ("reid.evaluation.compare", "two results on the same queries: is the difference more than chance?"),
     "prepare": ("reid.data.prepare.command", "make a dataset ready: from an archive, a folder, or drawn (demo)"),
+    "report": ("reid.report.command", "a result as one page: rank lists, which part matched, curves"),
     "table": ("reid.report.table", "finished runs as Markdown and CSV, means over seeds"),
 }
 

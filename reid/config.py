@@ -128,6 +128,9 @@ class Config:
     features: str = option(
         "", "run", "score a features file (.h5, .npz, layumi's .mat) instead of weights", scripts=("evaluate",)
     )
+    report: bool = option(
+        False, "run", "write report.html, a page to look at, beside the result", scripts=("evaluate",)
+    )
     debug: bool = option(False, "run", "show tracebacks of input errors", scripts=BOTH)
 
     def __post_init__(self):

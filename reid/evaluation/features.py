@@ -43,7 +43,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Features:
-    """A test's features. attrs says what made them: slots (S, D), flip, weights (SHA-256), dataset (fingerprint)."""
+    """A test's features. attrs says what made them: slots (S, D), bands (S, 2), flip, weights (SHA-256), dataset
+    (fingerprint)."""
 
     query: Part
     gallery: Part
@@ -126,7 +127,8 @@ def extract_file(
         for features in describe(model, load(done), device, flip, precision) if done < len(images) else ():
             if first and rows is None:
                 shape = (len(images), features[0].numel())
-                create(partial, header | {"slots": features.shape[1:]}, labels, shape, dtype)
+                bands = {"bands": model.bands} if hasattr(model, "bands") else {}  # of the body: reid/report/slots.py
+                create(partial, header | {"slots": features.shape[1:]} | bands, labels, shape, dtype)
                 rows = open_rows(partial)
             if first:
                 rows[done : done + len(features)] = features.flatten(1).cpu().numpy()

@@ -77,12 +77,11 @@ class RRID(nn.Module):
         dim: int = 256,
     ):
         super().__init__()
-        Config(
-            stripes=tuple(stripes), relation=relation, pooling=pooling, contrast=contrast, ce_on=ce_on
-        )  # or InputError
+        Config(stripes=tuple(stripes), relation=relation, pooling=pooling, contrast=contrast, ce_on=ce_on)  # checks
         self.stripes, self.pooling, self.contrast, self.ce_on = tuple(stripes), pooling, contrast, ce_on
         parts, wholes = sum(self.stripes), len(self.stripes) if pooling != "none" else 0
         self.slots = parts + wholes
+        self.bands = [(i / n, (i + 1) / n) for n in self.stripes for i in range(n)] + wholes * [(0.0, 1.0)]  # of height
         self.related = slice(0 if relation == "one_vs_rest" else parts, self.slots if pooling == "gcp" else parts)
         related = len(range(self.slots)[self.related])
 

@@ -1,0 +1,195 @@
+"""python -m reid report: a result as one page to look at, report.html, with its figures as PNG beside it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from reid.data.prepare import folder_of
+from reid.data.records import read_dataset
+from reid.errors import InputError, MissingInput
+from reid.evaluation.features import Features, read_features, short_names
+from reid.evaluation.results import Result, evaluate
+from reid.report import facts, figures, html, lists
+from reid.runs import atomic_file
+
+FPR = 1e-3
+
+
+class Place(NamedTuple):
+    """Where a report goes and what it can draw upon: a run folder and a features file, one of which may be absent."""
+
+    folder: Path
+    run: Path | None
+    features: Path | None
+    dataset: str
+
+
+def add_arguments(parser) -> None:
+    what = "a run, an evaluation's folder or a features file (.h5, .npz, .mat); further runs: their training curves"
+    parser.add_argument("inputs", metavar="RUN", nargs="+", type=Path, help=what)
+    parser.add_argument("--k", type=int, default=10, help="answers listed for each query (default 10)")
+    parser.add_argument("--maps", nargs="+", default=[], metavar="NAME", help="images whose activation map is shown")
+    parser.add_argument("--dataset_type", default="", help="whose images are shown (default: as the folder says)")
+    parser.add_argument("--dataset_path", default="", help="folder of the datasets (default: as the run says)")
+    parser.add_argument("--split", type=int, default=0, help="entry of splits.json (default 0)")
+
+
+def main(arguments) -> int:
+    if arguments.k < 1:
+        raise InputError(f"--k {arguments.k} is too small; the least is 1")
+    first, *others = [places(path) for path in arguments.inputs]
+    runs = list(dict.fromkeys(place.run for found in (first, *others) for place in found if place.run))
+    for path, found in zip(arguments.inputs[1:], others):
+        if not found[0].run:
+            raise InputError(
+                f"{path} has no run folder, so no training curves to lay over the first's; report it alone"
+            )
+    if arguments.maps and not first[0].run:
+        raise InputError(f"--maps needs the weights of a run folder, and {arguments.inputs[0]} has none")
+    for place in first:
+        place = place._replace(dataset=arguments.dataset_type or place.dataset)
+        source = arguments.dataset_path
+        if not source:
+            source = facts.read_run(place.run)[0].get("dataset_path", "./datasets") if place.run else "./datasets"
+        result = None
+        if place.features:
+            features = read_features(place.features)
+            result = evaluate(features, fpr=FPR, device="cuda" if torch.cuda.is_available() else None)
+        write_report(place, result, source, arguments.split, runs, arguments.k, maps=arguments.maps)
+    return 0
+
+
+def places(path: Path) -> list[Place]:
+    """The reports that an argument asks for: one for each evaluation of a run. Raises MissingInput, InputError."""
+    if path.is_file():
+        if path.name == "features.h5":
+            return [evaluation(path.parent)]
+        return [Place(path.with_name(f"{path.stem}-report"), None, path, "")]
+    if (path / "features.h5").is_file():
+        return [evaluation(path)]
+    if (path / "config.json").is_file():
+        found = sorted(p.parent for p in path.glob("eval-*/features.h5"))
+        return [evaluation(p) for p in found] or [Place(path, path, None, "")]
+    if (path / "result.json").is_file():
+        raise InputError(f"{path} has a result but no features.h5; report the evaluation it was made from, or score "
+                         "again with evaluate.py --report and the same flags")  # fmt: skip
+    raise MissingInput(f"{path} is no run folder (config.json), evaluation's folder (features.h5) or features file")
+
+
+def evaluation(folder: Path) -> Place:
+    """An evaluation's folder: eval-<dataset> in a run, or <dataset>/eval-<weights>."""
+    parent = folder.resolve().parent
+    run = folder.parent if (parent / "config.json").is_file() else None
+    name = folder.resolve().name
+    dataset = "" if not name.startswith("eval-") else name.removeprefix("eval-") if run else parent.name
+    return Place(folder, run, folder / "features.h5", dataset)
+
+
+def image_paths(features: Features, dataset: str, dataset_path: str, split: int) -> tuple[dict[str, str], str]:
+    """(image name -> file, what is missing in a sentence or "")."""
+    alone = "so numbers and curves only"
+    if not dataset:
+        return {}, f"The features do not say which images they are of, {alone}: name them with --dataset_type."
+    folder, problems = folder_of(dataset, dataset_path), []
+    if not (folder / "meta.json").is_file():
+        return {}, f"The images are not at {folder}, {alone}: say where they are with --dataset_path."
+    try:
+        found = read_dataset(folder, split, problems.append)
+    except InputError as e:
+        return {}, f"The images cannot be listed, {alone}: {e}"
+    if not problems and features.attrs.get("dataset", found.fingerprint) != found.fingerprint:
+        return {}, f"{folder} is not the dataset of these features (another fingerprint), {alone}."
+    files = [image.path for image in (*found.query, *found.gallery)]
+    paths = dict(zip(short_names(files), files))
+    missing = sum(name not in paths for side in (features.query, features.gallery) for name in side.names)
+    if not missing:
+        return paths, ""
+    total = len(features.query) + len(features.gallery)
+    return paths, f"{missing:,} of the {total:,} images are not in {folder}, and stand as empty boxes."
+
+
+def write_report(
+    place: Place,
+    result: Result | None,
+    dataset_path: str,
+    split: int = 0,
+    runs: Sequence[Path] = (),
+    k: int = 10,
+    rerank: bool = False,
+    query_expansion: int = 0,
+    maps: Sequence[str] = (),
+) -> None:
+    """Writes report.html and its figures into place.folder, and says so. rerank and query_expansion: how the Result's
+    distances were made. Raises InputError where the folder cannot be written or matplotlib is missing."""
+    with figures.styled():  # before the long work
+        pass
+    try:
+        place.folder.mkdir(parents=True, exist_ok=True)
+        sections, data, thumbs = content(place, result, dataset_path, split, runs, k, rerank, query_expansion, maps)
+        name = place.run.resolve().name if place.run else place.features.stem if place.features else ""
+        title = f"{name} on {place.dataset}" if place.dataset else name
+        subtitle = "A person re-identification result: who was confused with whom, and why"
+        with atomic_file(place.folder / "report.html") as temporary:
+            temporary.write_text(html.page(title, subtitle, sections, data, thumbs), encoding="utf-8")
+    except OSError as e:
+        if isinstance(e, InputError):
+            raise
+        raise InputError(f"the report cannot be written to {place.folder}: {e}; make it writable, or copy it") from e
+    print(f"report in {place.folder / 'report.html'}")
+
+
+def content(place: Place, result, dataset_path, split, runs, k, rerank, query_expansion, maps):
+    """(sections, data, thumbnails) of the page."""
+    sections: list[tuple[str, str, str]] = []
+    data: dict[str, Any] | None = None
+    thumbs, paths, folder = "", {}, place.folder
+    if result is not None:
+        paths, missing = image_paths(result.features, place.dataset, dataset_path, split)
+        device = "cuda" if torch.cuda.is_available() else None
+        found, cameras = lists.rank_lists(result, k, rerank, query_expansion, device)
+        data, thumbs = lists.page_data(result, found, paths)
+        people = "<h3>Hardest people (mean AP)</h3><ol class=people id=worst></ol>" \
+                 "<h3>Easiest people</h3><ol class=people id=best></ol>"  # fmt: skip
+        summary = html.tiles(result) + html.figures(figures.summary(folder, result, cameras)) + people
+        sections.append(("summary", "Summary", summary + (html.note(missing) if missing else "")))
+        sections.append(("lists", "Rank lists", html.rank_lists(data)))
+        if "slots" not in data:
+            why = html.note(f"Not shown: {data['no_slots']}. Extract the features again with evaluate.py.")
+        else:
+            text = "<p>What every band adds to the distance, averaged over all listed answers.</p>"
+            why = text + html.figures(figures.explained(folder, data))
+            if rerank or query_expansion:
+                why = html.note("The bands explain the descriptors' own distances, before re-ranking.") + why
+        sections.append(("why", "Which part matched", why))
+        if result.open_set:
+            o = result.open_set
+            low, high = o["threshold_interval"]
+            accepted = o["tpr"][f"{o['fpr']:g}"]
+            text = f"<p>Accept a pair as the same person up to a distance of <b>{o['threshold']:.4g}</b> (95 %: "
+            text += f"{low:.4g} to {high:.4g}): {o['fpr']:g} of the wrong pairs are accepted then, "
+            text += f"{accepted:.1%} of the same.</p>"
+            metric = result.conventions["metric"].replace("euclidean", "squared Euclidean")
+            sections.append(("open", "Same or different", text + html.figures(figures.open_set(folder, o, metric))))
+        pictures = figures.principal(folder, result.features, result.ap)
+        sections.append(("people", "People in feature space", html.figures(pictures)))
+    if maps:
+        from reid.report.maps import activation_maps
+
+        shown = figures.maps(folder, *activation_maps(place.run / "weights.pth", maps, paths))
+        sections.append(("maps", "Where the network looks", html.figures(shown)))
+    curves = {run.resolve().name if len(runs) == 1 else str(run): facts.read_metrics(run) for run in runs}
+    if any(curves.values()):
+        sections.append(("training", "Training", html.figures(figures.training(folder, curves))))
+    if result is not None:
+        rows = facts.facts(result.to_json(), result.features.attrs, place.dataset, place.run)
+        made = html.table(rows)
+        if place.run:
+            made += html.details("The whole configuration", facts.read_run(place.run)[0])
+        sections.append(("made", "How it was made", made))
+    elif not sections:
+        raise InputError(
+            f"{place.folder} has neither features nor recorded training steps yet; train or evaluate first"
+        )
+    return sections, data, thumbs
