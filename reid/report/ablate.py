@@ -163,8 +163,8 @@ def run_cells(cells: list[Cell], jobs: int) -> list[Impossible]:
         waiting: set[Future] = {pool.submit(work, cell) for cell in cells}
         while waiting:
             done, waiting = wait(waiting, timeout=0.2)
-            bar.update(len(done))
             for future in done:
+                bar.update()
                 future.result()
             if signals and not stopped.is_set():
                 stopped.set()
