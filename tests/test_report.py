@@ -116,10 +116,10 @@ def test_bands_of_the_model_follow_its_slots():
 
 
 @pytest.mark.parametrize("rerank", [False, True])
-@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-def test_rank_lists_are_the_sorted_rows(features, metric, rerank):
+@pytest.mark.parametrize("metric, device", [("euclidean", None), ("cosine", None), ("euclidean", "cpu")])
+def test_rank_lists_are_the_sorted_rows(features, metric, rerank, device):
     result = evaluate(features, metric=metric, rerank=rerank)
-    found, cameras = lists.rank_lists(result, 4, rerank)
+    found, cameras = lists.rank_lists(result, 4, rerank, device=device)
     q, g = features.query, features.gallery
     distance = (2 if metric == "euclidean" else 1) * (1 - q.features @ g.features.T)
     for i in range(len(q)):
