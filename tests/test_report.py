@@ -307,7 +307,7 @@ def test_foreign_features_give_numbers_and_curves(features, tmp_path, browser, s
     assert main(["report", str(tmp_path / "theirs.npz")]) == 0
     page = tmp_path / "theirs-report" / "report.html"
     text = page.read_text()
-    assert "no attribute slots and bands" in text and "--dataset_type" in text
+    assert "<h1>theirs</h1>" in text and "no attribute slots and bands" in text and "--dataset_type" in text
     browser.open(page)
     browser.run("document.querySelector('.card').click()")
     assert len(shown(browser)) == 12 and not browser.errors

@@ -128,7 +128,7 @@ def write_report(
     try:
         place.folder.mkdir(parents=True, exist_ok=True)
         sections, data, thumbs = content(place, result, dataset_path, split, runs, k, rerank, query_expansion, maps)
-        name = place.run.resolve().name if place.run else place.features.stem if place.features else ""
+        name = (place.run or place.folder).resolve().name.removesuffix("-report")
         title = f"{name} on {place.dataset}" if place.dataset else name
         subtitle = "A person re-identification result: who was confused with whom, and why"
         with atomic_file(place.folder / "report.html") as temporary:
