@@ -116,10 +116,10 @@ def test_bands_of_the_model_follow_its_slots():
 
 
 @pytest.mark.parametrize("rerank", [False, True])
-@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-def test_rank_lists_are_the_sorted_rows(features, metric, rerank):
+@pytest.mark.parametrize("metric, device", [("euclidean", None), ("cosine", None), ("euclidean", "cpu")])
+def test_rank_lists_are_the_sorted_rows(features, metric, rerank, device):
     result = evaluate(features, metric=metric, rerank=rerank)
-    found, cameras = lists.rank_lists(result, 4, rerank)
+    found, cameras = lists.rank_lists(result, 4, rerank, device=device)
     q, g = features.query, features.gallery
     distance = (2 if metric == "euclidean" else 1) * (1 - q.features @ g.features.T)
     for i in range(len(q)):
@@ -307,7 +307,7 @@ def test_foreign_features_give_numbers_and_curves(features, tmp_path, browser, s
     assert main(["report", str(tmp_path / "theirs.npz")]) == 0
     page = tmp_path / "theirs-report" / "report.html"
     text = page.read_text()
-    assert "no attribute slots and bands" in text and "--dataset_type" in text
+    assert "<h1>theirs</h1>" in text and "no attribute slots and bands" in text and "--dataset_type" in text
     browser.open(page)
     browser.run("document.querySelector('.card').click()")
     assert len(shown(browser)) == 12 and not browser.errors

@@ -128,7 +128,7 @@ def write_report(
     try:
         place.folder.mkdir(parents=True, exist_ok=True)
         sections, data, thumbs = content(place, result, dataset_path, split, runs, k, rerank, query_expansion, maps)
-        name = place.run.resolve().name if place.run else place.features.stem if place.features else ""
+        name = (place.run or place.folder).resolve().name.removesuffix("-report")
         title = f"{name} on {place.dataset}" if place.dataset else name
         subtitle = "A person re-identification result: who was confused with whom, and why"
         with atomic_file(place.folder / "report.html") as temporary:
@@ -173,12 +173,12 @@ def content(place: Place, result, dataset_path, split, runs, k, rerank, query_ex
             metric = result.conventions["metric"].replace("euclidean", "squared Euclidean")
             sections.append(("open", "Same or different", text + html.figures(figures.open_set(folder, o, metric))))
         pictures = figures.principal(folder, result.features, result.ap)
-        sections.append(("people", "People in feature space", html.figures(pictures)))
+        sections.append(("people", "People in feature space", html.figures(pictures, captions=True)))
     if maps:
         from reid.report.maps import activation_maps
 
         shown = figures.maps(folder, *activation_maps(place.run / "weights.pth", maps, paths))
-        sections.append(("maps", "Where the network looks", html.figures(shown)))
+        sections.append(("maps", "Where the network looks", html.figures(shown, captions=True)))
     curves = {run.resolve().name if len(runs) == 1 else str(run): facts.read_metrics(run) for run in runs}
     if any(curves.values()):
         sections.append(("training", "Training", html.figures(figures.training(folder, curves))))

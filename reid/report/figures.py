@@ -141,8 +141,8 @@ def open_set(folder: Path, found: dict[str, Any], metric: str) -> list[Picture]:
     def paint_roc(axes):
         axes.semilogx(*np.array(found["roc"]).T, color=BLUE)
         axes.plot(fpr, tpr, "D", color=VERMILION)
-        axes.annotate(f"threshold {threshold:.3g}\n{tpr:.1%} at {fpr:g}", (fpr, tpr), (8, -18), va="top",
-                      textcoords="offset points")  # fmt: skip
+        told = f"threshold {threshold:.3g}\n{tpr:.1%} at {fpr:g}"
+        axes.text(0.98, 0.06, told, transform=axes.transAxes, ha="right")
         axes.set(xlabel="false accepts / wrong pairs", ylabel="true accepts / same pairs", ylim=(0, 1.02), title="ROC")
 
     def paint_distances(axes):

@@ -59,13 +59,15 @@ def tiles(result: Result) -> str:
     )
 
 
-def figures(pictures: Sequence[Picture]) -> str:
+def figures(pictures: Sequence[Picture], captions: bool = False) -> str:
+    """Images that carry their sentence as alt text; with `captions` it stands before them too."""
     images = [
         f'<img class="figure" id="figure-{p.name}" alt="{escape(p.alt)}" '
         f'src="data:image/svg+xml;base64,{base64.b64encode(p.svg.encode()).decode()}">'
         for p in pictures
     ]
-    return f'<div class="figures">{"".join(images)}</div>' if images else ""
+    said = "".join(f"<p>{escape(p.alt)}</p>" for p in pictures) if captions else ""
+    return f'{said}<div class="figures">{"".join(images)}</div>' if images else ""
 
 
 def table(rows: Sequence[tuple[str, str]]) -> str:
