@@ -1,6 +1,7 @@
 """Score weights on a test set: features -> distances -> ranking -> result. Without flags: the newest finished run."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from reid.config import Config
@@ -23,6 +24,8 @@ def start(given: dict) -> int:
     """Scores features, or weights in this process or in one for each of several GPUs."""
     asked = from_flags(given, profile("paper").for_evaluation())
     if asked.features:
+        if asked.pretrained_weights_dir:
+            raise InputError("--features scores a file, --weights makes one: give one of the two")
         return evaluate_features(asked, *given.get("dataset_type", ())[:1])
     import torch  # after the flags, so that typing errors answer at once
 
@@ -89,7 +92,8 @@ def evaluate_weights(given: dict) -> int:
 
     from reid.data.loader import ImageStore, in_order
     from reid.data.prepare import open_dataset
-    from reid.evaluation.features import extract_file
+    from reid.data.transforms import cover
+    from reid.evaluation.features import extract, extract_file
     from reid.models import read_weights
     from reid.models.files import sha256
     from reid.models.rrid import check_height
@@ -123,6 +127,15 @@ def evaluate_weights(given: dict) -> int:
             )  # fmt: skip
             if here.first:
                 score(features, config, device, folder, name)
+            for band in filter(None, config.occlude):
+                rows = in_order(len(dataset.query), config.batch_size)
+                covered = (cover(pixels, band) for pixels in store.batches([part_of(batch, here) for batch in rows]))
+                found = extract(model, covered, len(dataset.query), device, precision=config.precision)
+                if here.first:
+                    print(f"\nband {band} of 6 of each query image is covered")
+                    query = replace(features.query, features=found)
+                    place = folder.with_name(f"{folder.name}_occlude-{band}")
+                    score(replace(features, query=query), config, device, place, name)
     return 0
 
 

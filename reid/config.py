@@ -115,6 +115,11 @@ class Config:
         1e-3, "evaluation", "rate of false accepts for the recommended threshold", scripts=("evaluate",), minimum=0
     )
 
+    occlude: tuple[int, ...] = option(
+        (0,), "evaluation", "cover this sixth of each query image, 1 the head, 6 the feet; several one by one",
+        tuple(range(7)), ("evaluate",),
+    )  # fmt: skip
+
     gpus: tuple[int, ...] = option((0,), "run", "CUDA devices; without CUDA the CPU", scripts=BOTH, minimum=0)
     exp_dir: str = option("./logs", "run", "runs go to exp_dir/dataset/name", scripts=BOTH)
     name: str = option("", "run", "run name (default: the fields that differ from the profile)")

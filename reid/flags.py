@@ -14,6 +14,10 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs):
         super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **kwargs)
 
+    def error(self, message):
+        """Without the usage, which would bury the message under a page of flags."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
     def parse_args(self, args=None, namespace=None):
         namespace, rest = self.parse_known_args(args, namespace)
         if rest:
@@ -34,6 +38,8 @@ def add_flags(parser: argparse.ArgumentParser, script: str) -> None:
         default = " ".join(map(str, f.default)) if many else f.default
         choices = f.metadata["choices"]
         text = f.metadata["help"] + (f"; one of {', '.join(map(str, choices))}" if choices else "")
+        weights_say = script == "evaluate" and f.name in ("h", "w", "split")
+        default = "as the weights were trained" if weights_say else default
         text += "" if default in ("", False) else f" (default {default})"
         names = ["--" + f.name] + (["--weights"] if f.name == "pretrained_weights_dir" else [])
         if f.type is bool:

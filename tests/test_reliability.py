@@ -101,10 +101,15 @@ def config(tiny, tmp_path):
     return from_flags(flags)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_resume_equals_the_straight_run_from_any_step(config, tmp_path, monkeypatch, precision):
-    """Stopped within the first and within the second epoch (16 steps each): the same bits, the same log."""
-    flags = {**vars(config), "precision": precision}
+DROPOUT = {"model": "pcb", "sampler": "random", "triplet_weight": 0.0}
+CENTERS = {"model": "strong_baseline", "stripes": (), "neck": "bnneck", "optimizer": "adam", "center_weight": 5e-4}
+
+
+@pytest.mark.parametrize("changes", [{"precision": "fp32"}, {"precision": "bf16"}, DROPOUT, CENTERS])
+def test_resume_equals_the_straight_run_from_any_step(config, tmp_path, monkeypatch, changes):
+    """Stopped within the first epoch (of 16 steps; of 4 with the random sampler) and within another: the same bits,
+    the same log. Dropout is drawn anew for each step, the centers are in the checkpoint."""
+    flags = {**vars(config), **changes}
     straight = run(Config(**{**flags, "name": "straight"}), monkeypatch)
     cut = {**flags, "name": "cut"}
     for stop in (3, 15):

@@ -102,6 +102,21 @@ def test_stopped_and_resumed_equals_straight(straight, small_run, tmp_path, scri
     assert [m["step"] for m in metrics(folder) if "loss" in m] == list(range(1, 13))
 
 
+def test_covered_queries(straight, script, small_run, tmp_path):
+    """--occlude scores queries without one sixth of the image; the gallery stays as it is."""
+    weights = tmp_path / "w.pth"
+    weights.write_bytes((straight[0] / "weights.pth").read_bytes())
+    flags = ["--weights", weights, *small_run[:4], "--exp_dir", tmp_path]
+    done = script("evaluate.py", *flags, "--occlude", 1, 6)
+    assert done.returncode == 0, done.stderr
+    assert "band 1 of 6" in done.stdout and "band 6 of 6" in done.stdout
+    results = {p.parent.name: json.loads(p.read_text()) for p in tmp_path.glob("tiny/*/result.json")}
+    assert set(results) == {"eval-w", "eval-w_occlude-1", "eval-w_occlude-6"}
+    assert len({tuple(r["cmc"] + [r["map"]]) for r in results.values()}) > 1
+    done = script("evaluate.py", *flags, "--occlude", 7)
+    assert done.returncode == 2 and "--occlude 7 is unknown; choose from 0, 1" in done.stderr
+
+
 def test_existing_runs_are_kept(straight, script, small_run):
     folder = straight[0]
     before = (folder / "weights.pth").read_bytes()

@@ -8,7 +8,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from reid.data.loader import ImageStore, decode
 from reid.data.records import Image
-from reid.data.transforms import augment, draw_augmentation, normalise
+from reid.data.transforms import augment, cover, draw_augmentation, normalise
 
 
 def plain_augment(images, a):
@@ -143,3 +143,13 @@ def test_strong_baseline_images():
     assert set(a.down) == set(a.right) == set(range(-10, 11))
     painted = normalise(torch.from_numpy(a.colour[:1])[:, :, None, None])
     assert painted.abs().max() < 0.01
+
+
+def test_covered_bands():
+    """Six bands together cover the image once; the mean colour is nothing to a network."""
+    images = torch.randint(0, 256, (2, 3, 96, 32), dtype=torch.uint8)
+    hidden = [normalise(cover(images, band)).abs() < 0.01 for band in range(1, 7)]
+    assert all(h[:, :, 16 * i : 16 * i + 16].all() for i, h in enumerate(hidden))
+    for band in range(1, 7):
+        covered, left = cover(images, band), [r for r in range(96) if r // 16 != band - 1]
+        assert torch.equal(covered[:, :, left], images[:, :, left])

@@ -2,6 +2,8 @@
 
 import importlib
 
+from reid.errors import InputError
+
 SUBJECTS = {
     "ranking": "our ranking beside the published evaluator, and whole evaluations in tiles",
     "train": "the training step beside the bare backbone's and the plain form's, and where its time goes",
@@ -20,4 +22,7 @@ def add_arguments(parser) -> None:
 
 
 def main(arguments) -> int:
+    for name, value in vars(arguments).items():
+        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+            raise InputError(f"--{name} {value} is too small; the least is 1")
     return importlib.import_module(f"reid.bench.{arguments.subject}").main(arguments)

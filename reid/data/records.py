@@ -195,6 +195,8 @@ def name_problem(name: Any) -> str | None:
 def read_entry(path: Path, split: int) -> dict:
     """One entry of splits.json or test.json."""
     entries = read_json(path, list)
+    if not entries:
+        raise InputError(f"{path} is an empty list; expected an object with the lists of each split")
     if not 0 <= split < len(entries):
         raise InputError(f"{path} has {len(entries)} entries, so --split {split} is not there; "
                          f"use --split 0 to {len(entries) - 1}")  # fmt: skip

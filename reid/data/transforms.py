@@ -101,6 +101,15 @@ def moved(images: Tensor, down: Tensor, right: Tensor, padding: int) -> Tensor:
     return padded[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
+def cover(images: Tensor, band: int, bands: int = 6) -> Tensor:
+    """uint8 (N, 3, H, W) -> the same with one of its equal horizontal bands, counted from 1 at the top, in ImageNet's
+    mean colour; a new tensor."""
+    h, result = images.shape[2], images.clone()
+    mean = torch.tensor([round(255 * m) for m in MEAN], dtype=torch.uint8, device=images.device)
+    result[:, :, (band - 1) * h // bands : band * h // bands] = mean[:, None, None]
+    return result
+
+
 def normalise(images: Tensor) -> Tensor:
     """uint8 (N, 3, H, W) in 0..255 -> float32 with ImageNet's mean and deviation per channel."""
     mean = 255 * torch.tensor(MEAN, device=images.device)[:, None, None]

@@ -31,10 +31,12 @@ def read_queries(path: Path) -> tuple[dict[str, tuple[int, np.ndarray]], str | N
     if not path.is_file():
         raise MissingInput(f"{path} is not there; evaluate.py writes it beside result.json")
     queries = {}
-    with open(path, newline="") as f:
+    with open(path, newline="", errors="replace") as f:
         rows = csv.DictReader(f)
         if tuple(rows.fieldnames or ()) != QUERY_COLUMNS:
-            raise InputError(f"{path} has columns {rows.fieldnames}; expected {', '.join(QUERY_COLUMNS)}")
+            raise InputError(
+                f"{path} is no queries.csv of an evaluation: its first line is not {','.join(QUERY_COLUMNS)}"
+            )
         for row in rows:
             try:
                 if int(row["matches"]):

@@ -118,7 +118,10 @@ def extract_file(
     if first and same_header(path, header, labels, dtype):
         done = len(images)
     elif first:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise InputError(f"{path.parent} cannot be made: {e}; give a writable --exp_dir") from e
         rows = open_rows(partial) if same_header(partial, header, labels, dtype) else None
         done = 0 if rows is None else count_written(rows)
     done = from_first(done, device)
@@ -232,6 +235,8 @@ def read_h5(path: Path):
         subset = f["subset"].asstr()[:]
         camids = f["camids"][:] if "camids" in f else None
         names, pids, data = f["names"].asstr()[:], f["pids"][:], f["features"]
+        if not isinstance(data, h5py.Dataset):
+            raise InputError(f"{path}: 'features' is a group, expected one array (M, F)")
         if data.ndim != 2 or not len(data) == len(subset) == len(names) == len(pids):
             raise InputError(f"{path}: features have shape {data.shape}, but there are {len(subset)} subsets, "
                              f"{len(names)} names and {len(pids)} pids")  # fmt: skip

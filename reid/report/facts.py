@@ -7,7 +7,7 @@ from typing import Any
 
 from reid.errors import InputError
 from reid.evaluation.open_set import CONFIDENCE
-from reid.profiles import PROFILES, profile
+from reid.profiles import PROFILES, RECIPES, profile
 from reid.report.published import published
 
 
@@ -26,9 +26,10 @@ def read_run(run: Path) -> tuple[dict[str, Any], list[dict]]:
 
 
 def changes(config: dict[str, Any]) -> dict[str, Any]:
-    """The fields that change numbers and differ from the run's profile."""
-    name = config.get("profile", "paper")
-    rooms = profile(name if name in PROFILES else "paper").to_json()
+    """The fields that change numbers and differ from the run's profile and recipe."""
+    name, model = config.get("profile", "paper"), config.get("model", "rrid")
+    known = name in PROFILES and model in RECIPES
+    rooms = (profile(name, model) if known else profile("paper")).to_json()
     usual = {k: v for room, values in rooms.items() if room != "run" for k, v in values.items()}
     return {k: v for k, v in config.items() if k not in rooms["run"] and usual.get(k) != v and k != "dataset_type"}
 

@@ -27,5 +27,7 @@ def activation_maps(
         raise InputError(f"--maps: the model of {weights} has no single backbone map to show; leave --maps out")
     pixels = np.stack([decode(path, config.h, config.w) for path in files.values()])
     with torch.inference_mode():
-        energy = model.base(normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))).norm(dim=1).numpy()
+        maps = model.base(normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2)))
+        last = maps[-1] if isinstance(maps, list) else maps  # of several branches the one with the finest stripes
+        energy = last.norm(dim=1).numpy()
     return list(zip(files, pixels, energy)), np.array(model.bands)

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from reid.config import Config
-from reid.data.check import check_lists
+from reid.data.check import Finding, check_lists
 from reid.data.loader import ImageStore, in_order
 from reid.data.prepare import open_dataset
 from reid.data.records import Dataset, combine
@@ -44,7 +44,9 @@ def train(config: Config) -> Path:
         dataset = checked_dataset(config, here.first)
         images = dataset.hold_out(config.num_val)[0] if config.train_set == "train" else dataset.trainval
         identities = len({i.pid for i in images})
-        epoch_batches(config, [i.pid for i in images], 1)  # or InputError
+        batches = epoch_batches(config, [i.pid for i in images], 1)  # or InputError
+        if min(map(len, batches)) < 2:
+            raise InputError("a batch of one image has no batch statistics; use --batch_size 2 or more")
         if 0 < config.classes < identities:
             raise InputError(f"--classes {config.classes} is less than the {identities} training identities")
         if config.pretrained not in ("auto", "none") and not Path(config.pretrained).is_file():
@@ -62,12 +64,20 @@ def checked_dataset(config: Config, first: bool) -> Dataset:
     """The datasets of the configuration as one; what their lists have wrong is said before the first step."""
     datasets = [open_dataset(name, config.dataset_path, config.split) for name in config.dataset_type]
     for dataset in datasets:
-        for finding in check_lists(dataset):
+        findings = check_lists(dataset)
+        for finding in findings:
             if finding.level == "error":
                 raise InputError(f"{finding.message} (all findings: python -m reid check {dataset.name})")
-            if first:
-                print(f"{finding.level}: {finding.message}")
+        if first:
+            tell(dataset, findings)
     return combine(datasets)
+
+
+def tell(dataset: Dataset, findings: list[Finding], most: int = 5) -> None:
+    for finding in findings[:most]:
+        print(f"{finding.level}: {finding.message}")
+    if len(findings) > most:
+        print(f"and {len(findings) - most} more findings: python -m reid check {dataset.name}")
 
 
 def epoch_batches(config: Config, pids: list[int], epoch: int) -> list[np.ndarray]:
