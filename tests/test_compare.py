@@ -73,13 +73,15 @@ def test_refused(results, capsys, tmp_path):
     }
     for name, content in broken.items():
         (tmp_path / f"{name}.csv").write_text(content)
+    (tmp_path / "bytes.csv").write_bytes(bytes(range(256)))
     for name, message in (
         ("other names", "no query name in common"),
         ("other people", "compare results of one test set"),
         ("cut", "was the file cut short"),
-        ("columns", "expected name, pid"),
+        ("columns", "is no queries.csv"),
         ("no match", "has no query with a match"),
-        ("empty", "expected name, pid"),
+        ("empty", "is no queries.csv"),
+        ("bytes", "is no queries.csv"),
         ("absent", "is not there; evaluate.py writes it beside result.json"),
     ):
         code, text = compare(capsys, results / "plain", tmp_path / f"{name}.csv")

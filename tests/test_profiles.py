@@ -8,6 +8,7 @@ from reid.config import MODELS, Config
 from reid.flags import to_flags
 from reid.losses import center_loss, identity_loss, objective
 from reid.models import build_model
+from reid.models.files import load_tensors
 from reid.profiles import PROFILES, from_flags, profile, run_name
 from reid.training.step import TrainStep
 
@@ -152,3 +153,17 @@ def test_every_profile_can_be_built():
     for name in PROFILES:
         config = profile(name)
         assert np.isfinite(config.lr) and config.profile == name
+
+
+def test_original_trains_on_some_identities_with_all_classifiers(script, small_run, tmp_path):
+    """As published: 751 outputs whoever is in training, held-out people who decide nothing, the last weights."""
+    flags = ["--profile", "original", *small_run, "--ghost_batch", 4, "--num_val", 2, "--max_steps", 2]
+    done = script("train.py", *flags, "--exp_dir", tmp_path, "--name", "o")
+    assert done.returncode == 0, done.stderr
+    assert "of 6 identities" in done.stdout and "held-out mAP" not in done.stdout
+    content = load_tensors(tmp_path / "tiny/o/weights.pth")
+    assert content["classes"] == 751 and content["state"]["classifiers.weight"].shape == (9, 751, 256)
+    assert not (tmp_path / "tiny/o/best.pth").exists()
+    done = script("train.py", *small_run, "--classes", 5, "--exp_dir", tmp_path)
+    assert done.returncode == 2 and "--classes 5 is less than the 8 training identities" in done.stderr
+    assert sorted(p.name for p in (tmp_path / "tiny").iterdir()) == ["o"]

@@ -148,7 +148,7 @@ BROKEN = {  # what is done to the files -> the message
         r"entry 0, gallery: pid 9 is out of range; meta.json has identities 0 to 4",
     ),
     "overlap": (lambda f: f["splits"][0]["trainval"].append(4), r"splits.json: entry 0: pids 4 are both in trainval"),
-    "test too short": (lambda f: f.update(test=[]), r"test.json has 0 entries, so --split 0 is not there"),
+    "test too short": (lambda f: f.update(test=[]), r"test.json is an empty list; expected an object"),
     "test row": (lambda f: f["test"][0]["query"].append(["a.jpg", 3]), r"query\[1\] is \['a.jpg', 3\], expected"),
     "test file unknown": (
         lambda f: f["test"][0]["query"].append(["a.jpg", 3, 0]),
