@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from reid.models.backbone import build_backbone
+from reid.models.pooling import band_maxima
 from reid.models.rrid import RRID, check_height
 
 
@@ -147,3 +148,16 @@ def test_unknown_variants(wrong):
 def test_no_classifiers_cannot_train():
     with pytest.raises(ValueError, match="no classifiers"):
         RRID(0, (2,), "resnet18").train()(torch.randn(2, 3, 64, 32))
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_band_maxima_equal_max_pooling(layout, dtype):
+    """Values and gradients, ties included (integers have many), in both layouts of the map."""
+    x = torch.randint(0, 4, (3, 5, 12, 4)).to(dtype).contiguous(memory_format=layout).requires_grad_()
+    gradient = torch.randn(3, 6, 5).to(dtype)
+    plain = F.max_pool2d(x, (2, 4)).squeeze(3).transpose(1, 2)
+    fast = band_maxima(x, 6)
+    assert torch.equal(fast, plain)
+    (want,), (got,) = (torch.autograd.grad(y, x, gradient) for y in (plain, fast))
+    assert torch.equal(got, want) and got.is_contiguous(memory_format=layout)

@@ -7,9 +7,9 @@ and classified. The triplet loss sees the wholes.
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from reid.models.backbone import build_backbone
+from reid.models.pooling import band_maxima
 from reid.models.rrid import Classifiers, Output, SlotLayer, check_height
 
 
@@ -49,7 +49,7 @@ class MGN(nn.Module):
         check_height(16 * others[0].shape[2], self.stripes)
         slots = [first.amax((2, 3))[:, None]]
         for x, n in zip(others, self.stripes):
-            p = F.max_pool2d(x, (x.shape[2] // n, x.shape[3])).squeeze(3).transpose(1, 2)  # (N, n, C)
+            p = band_maxima(x, n)  # (N, n, C)
             slots += [p.amax(1, keepdim=True), p]
         with torch.autocast(images.device.type, enabled=False):
             f = self.reduce(torch.cat(slots, 1).to(self.reduce.weight.dtype))  # (N, S, 256)

@@ -1,12 +1,12 @@
 """RRID: Park and Ham, Relation Network for Person Re-identification, AAAI 2020 (arXiv 1911.09318).
 
-One map is cut into stripes at several granularities; each part is related to the mean of the others
-(one-vs-rest relation), each whole to what its maximum leaves over (global contrastive pooling, GCP). GCP is
-the same relation with one part, so parts and wholes go through the same three batched layers. Letters are
-the paper's: p part, r rest, c contrast, a = E(p), b = E(r), q = a + R([a; b]).
+One map is cut into stripes at several granularities; each part is related to the mean of the others (one-vs-rest
+relation), each whole to what its maximum leaves over (global contrastive pooling, GCP). GCP is the same relation with
+one part, so parts and wholes go through the same three batched layers. Letters are the paper's: p part, r rest,
+c contrast, a = E(p), b = E(r), q = a + R([a; b]).
 
-N images, C map channels, n stripes of a granularity, S slots (all parts, then all wholes), T slots with b,
-D feature width, L classifiers, K identities.
+N images, C map channels, n stripes of a granularity, S slots (all parts, then all wholes), T slots with b, D feature
+width, L classifiers, K identities.
 """
 
 import math
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from reid.config import Config
 from reid.errors import InputError
 from reid.models.backbone import build_backbone
+from reid.models.pooling import band_maxima
 
 
 class Output(NamedTuple):
@@ -29,11 +30,13 @@ class Output(NamedTuple):
     logits: Tensor  # (N, L, K): on q of every slot, then on a, then on b of the related slots
 
 
-class SlotLayer(nn.Module):
-    """An unshared 1x1 convolution + batch norm + ReLU for each of S slots, as one batched product.
+def slot_products(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    """(S, out, in), (S, out), (N, S, in) -> (N, S, out). With the weight first its gradient needs no copy."""
+    return torch.baddbmm(bias[:, :, None], weight, x.permute(1, 2, 0)).permute(2, 0, 1)
 
-    (N, S, in) -> (N, S, out)
-    """
+
+class SlotLayer(nn.Module):
+    """An unshared 1x1 convolution + batch norm + ReLU for each of S slots: (N, S, in) -> (N, S, out)."""
 
     def __init__(self, slots: int, inputs: int, outputs: int):
         super().__init__()
@@ -42,8 +45,8 @@ class SlotLayer(nn.Module):
         self.norm = nn.BatchNorm1d(slots * outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = torch.baddbmm(self.bias[:, None], x.transpose(0, 1), self.weight.mT).transpose(0, 1)  # (N, S, out)
-        return F.relu(self.norm(y.flatten(1)).view_as(y))
+        y = slot_products(self.weight, self.bias, x)
+        return F.relu(self.norm(y.flatten(1)).view(y.shape))
 
 
 class Classifiers(nn.Module):
@@ -55,13 +58,12 @@ class Classifiers(nn.Module):
         self.bias = nn.Parameter(torch.zeros(count, classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias[:, None], x.transpose(0, 1), self.weight.mT).transpose(0, 1)
+        return slot_products(self.weight, self.bias, x)
 
 
 class RRID(nn.Module):
-    """Images (N, 3, H, W) -> features (N, S, D) in eval mode, Output in training mode.
-
-    num_classes=0 has no classifiers. H/16 must be divisible by every stripe count (InputError otherwise).
+    """Images (N, 3, H, W) -> features (N, S, D) in eval mode, Output in training mode. num_classes=0: no classifiers.
+    H/16 must be divisible by every stripe count (InputError otherwise).
     contrast: mean_of_rest made the published numbers, mean_minus_max is the paper's text; the others: config.py.
     """
 
@@ -117,9 +119,8 @@ class RRID(nn.Module):
     def pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map (N, C, h, w) -> p (N, S, C), r (N, T, C): parts and wholes, what each is related to."""
         check_height(16 * x.shape[2], self.stripes)
-        bands = math.lcm(*self.stripes)
         # the maxima of the finest common bands: every stripe is some of them, so the map is read once
-        m = F.max_pool2d(x, (x.shape[2] // bands, x.shape[3])).squeeze(3).transpose(1, 2).to(self.E_p.weight.dtype)
+        m = band_maxima(x, math.lcm(*self.stripes)).to(self.E_p.weight.dtype)
         p_max = m.amax(1)  # (N, C)
         whole = x.mean((2, 3), dtype=m.dtype) if self.pooling == "avg" else p_max
         parts, rests, contrasts = [], [], []
@@ -128,8 +129,8 @@ class RRID(nn.Module):
             total = p.sum(1, keepdim=True)
             parts.append(p)
             rests.append((total - p) / (n - 1))
-            contrast = (total - p_max[:, None]) / (n - 1)  # the mean of what is not the maximum
-            contrasts.append(contrast if self.contrast == "mean_of_rest" else total / n - p_max[:, None])
+            c = (total - p_max[:, None]) / (n - 1)  # the mean of what is not the maximum
+            contrasts.append(c if self.contrast == "mean_of_rest" else total / n - p_max[:, None])
         wholes = [whole[:, None]] * (self.slots - sum(self.stripes))
         return torch.cat(parts + wholes, 1), torch.cat(rests + contrasts, 1)[:, self.related]
 
