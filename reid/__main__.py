@@ -11,6 +11,10 @@ COMMANDS = {
     "bench": ("reid.bench.command", "speed and memory beside the plain forms"),
     "check": ("reid.data.check", "a dataset looked over before training: lists, images, duplicates"),
     "compare": ("reid.evaluation.compare", "two results on the same queries: is the difference more than chance?"),
+    "export": ("reid.deploy.export", "a model as ONNX or safetensors, run and compared before it is kept"),
+    "extract": ("reid.deploy.extract", "descriptors of any images: a folder, a list, a pattern"),
+    "gallery": ("reid.deploy.search", "a file of descriptors that can be searched: create, add, remove, search, info"),
+    "import": ("reid.deploy.import_weights", "anybody's weights, read without running their code"),
     "prepare": ("reid.data.prepare.command", "make a dataset ready: from an archive, a folder, or drawn (demo)"),
 }
 
