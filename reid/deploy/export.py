@@ -9,6 +9,7 @@ every command here reads like weights.pth.
 import importlib.util
 import json
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -62,15 +63,17 @@ def export_onnx(
     import onnx
 
     example = as_input(np.zeros((2, *size, 3), np.uint8), inputs)
-    program = torch.onnx.export(
-        Descriptor(fold(model, size), inputs, flip).eval(),
-        (torch.from_numpy(example),),
-        dynamo=True,
-        input_names=["images"],
-        output_names=["descriptors"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch's exporter about torch's own calls, in 2.11
+        program = torch.onnx.export(
+            Descriptor(fold(model, size), inputs, flip).eval(),
+            (torch.from_numpy(example),),
+            dynamo=True,
+            input_names=["images"],
+            output_names=["descriptors"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
     program.save(path)
     proto = onnx.load(path)
     onnx.helper.set_model_props(proto, metadata)
