@@ -1,8 +1,9 @@
 """A gallery: one HDF5 file of descriptors that can be searched, and changed without ever being half changed.
 
 features (M, F) float32 or float16 of unit length, names (paths relative to the gallery's folder, each once), pids and
-camids (-1 where unknown). attrs: the fingerprint of what made the features (weights' SHA-256, input size, flip). A change
-writes a whole new file beside the old one and puts it in its place, under a lock; a kill leaves one or the other.
+camids (-1 where unknown). attrs: the fingerprint of what made the features (weights' SHA-256, input size, flip). A
+change writes a whole new file beside the old one and puts it in its place, under a lock; a kill leaves one or the
+other.
 """
 
 import fcntl
