@@ -7,7 +7,8 @@ from reid.errors import InputError
 SUBJECTS = {
     "ranking": "our ranking beside the published evaluator, and whole evaluations in tiles",
     "train": "the training step beside the bare backbone's and the plain form's, and where its time goes",
-    "extract": "extraction of descriptors in each precision",
+    "extract": "extraction of descriptors in each precision, and made ready for use",
+    "gallery": "a gallery of a million entries searched and changed",
     "data": "images to batches: one at a time, in threads, from the cache",
     "rerank": "sparse k-reciprocal re-ranking beside the dense form",
 }

@@ -17,11 +17,15 @@ def load_tensors(path: Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise MissingInput(f"weights file {path} is not there (or is a folder)")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as f:
+            safetensors = f.read(9)[8:] == b"{"  # the length of a JSON header, then the header
+        content = load_safetensors(path) if safetensors else torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except Exception as e:  # torch raises many kinds here: truncated zip, foreign classes, not a file of torch
         raise InputError(
             f"{path} cannot be read as weights ({type(e).__name__}): it is cut short, damaged, or holds more than "
-            "plain tensors; copy or make it again"
+            "plain tensors; copy or make it again. A whole pickled model: python -m reid import"
         ) from e
     if not isinstance(content, dict) or not all(isinstance(k, str) for k in content):
         raise InputError(f"{path} holds a {type(content).__name__}, expected a state dict with names")
@@ -29,6 +33,29 @@ def load_tensors(path: Path) -> dict[str, Any]:
     if "format" in content and expected is not None and expected != digest(content):
         raise InputError(f"{path} is damaged: its content does not fit its digest; copy or make it again")
     return content
+
+
+def load_safetensors(path: Path) -> dict[str, Any]:
+    """A safetensors file's tensors; of one that save_safetensors wrote, its whole content."""
+    try:
+        from safetensors import safe_open
+    except ImportError as e:
+        raise InputError(f"{path} is a safetensors file; reading it needs: pip install safetensors") from e
+    with safe_open(path, "pt") as f:
+        metadata, state = f.metadata() or {}, {name: f.get_tensor(name) for name in sorted(f.keys())}
+    if "rrid" not in metadata:
+        return state
+    return {**json.loads(metadata["rrid"]), "state": state, "digest": metadata["digest"]}
+
+
+def save_safetensors(path: Path, content: dict[str, Any], metadata: dict[str, str]) -> None:
+    """Writes content (format, config, classes, state) with its digest, and `metadata`, texts for readers."""
+    from safetensors.torch import save_file
+
+    state = {name: content["state"][name].contiguous() for name in sorted(content["state"])}
+    plain = {k: v for k, v in content.items() if k != "state"}
+    entries = {"format": "pt", **metadata, "rrid": json.dumps(plain), "digest": digest({**plain, "state": state})}
+    save_file(state, path, entries)
 
 
 def sha256(path: Path) -> str:

@@ -1,0 +1,132 @@
+"""python -m reid import: anybody's weights -> ours, without running code of the file (models/legacy.py).
+
+Understood: the published RRID in any form (whole pickled model, state dict, with or without classifiers), which becomes
+a weights file of this project; and backbones of torchvision's names under any prefix (torchvision itself, FastReID,
+torchreid and others), which become initial weights for train.py --pretrained.
+"""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from reid.config import BACKBONES, Config
+from reid.errors import InputError
+from reid.models import build_model, fill
+from reid.models.backbone import CLASSIFIERS, build_backbone
+from reid.models.files import load_tensors, sha256
+from reid.models.legacy import bare, read_foreign
+from reid.models.published import from_published, is_published
+from reid.models.rrid import check_height
+from reid.runs import atomic_file
+from reid.training.checkpoint import save_weights
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("source", metavar="SRC", help="the file as it is: .pth, .pth.tar, .pt, .pkl, .safetensors")
+    parser.add_argument("target", metavar="DST", help="the file to write")
+    parser.add_argument("--h", type=int, default=384, help="image height it was trained at (default 384)")
+    parser.add_argument("--w", type=int, default=128, help="image width it was trained at (default 128)")
+    parser.add_argument("--overwrite", action="store_true", default=False, help="replace an existing DST")
+
+
+def main(arguments) -> int:
+    source, target = Path(arguments.source), Path(arguments.target)
+    if target.exists() and not arguments.overwrite:
+        raise InputError(f"{target} is already there; give another name, or --overwrite")
+    state, other = read_any(source)
+    if is_published(state):
+        kind, taken = import_published(state, source, target, arguments.h, arguments.w)
+    else:
+        kind, taken = import_backbone(state, source, target)
+    print(f"{source}: {kind}\n{table(state, taken, other)}")
+    for path in (source, target):
+        print(f"SHA-256 {sha256(path)}  {path}")
+    return 0
+
+
+def read_any(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """(tensors by bare name, names of what else was there)."""
+    if path.is_file() and open_start(path)[8:9] == b"{":
+        state, other = load_tensors(path), []
+        state = {bare(k): v for k, v in state.items()}
+    else:
+        state, other = read_foreign(path)
+    if "format" in state or "E_p.weight" in state:
+        raise InputError(f"{path} is of this project already: its weights.pth is used as it is, with --weights")
+    return state, other
+
+
+def open_start(path: Path) -> bytes:
+    with open(path, "rb") as f:
+        return f.read(9)
+
+
+def import_published(state: dict[str, Tensor], source: Path, target: Path, h: int, w: int) -> tuple[str, set[str]]:
+    """Writes a weights file of this project. Returns what it is and the names taken: all, or InputError."""
+    try:
+        ours, stripes, classes = from_published(dict(state))
+    except InputError as e:
+        raise InputError(f"{source}: {e}") from e
+    check_height(h, stripes)
+    config = Config(stripes=stripes, h=h, w=w, pretrained="none")
+    fill(build_model(config, classes), ours, source)
+    save_weights(target, {"config": config.to_json(), "classes": classes, "state": ours})
+    heads = f"{classes} classes" if classes else "no classifiers"
+    return f"the published RRID, stripes {' '.join(map(str, stripes))}, {heads}", set(state)
+
+
+def import_backbone(state: dict[str, Tensor], source: Path, target: Path) -> tuple[str, set[str]]:
+    """Writes a backbone's state dict under torchvision's names. Returns what it is and the names taken.
+
+    Raises InputError when no backbone of ours fits; the message names the nearest and what it lacks.
+    """
+    candidates = []
+    for name in BACKBONES:
+        with torch.device("meta"):
+            own = build_backbone(name).state_dict()
+        anchor = next(k for k in own if k.startswith(("layer4.", "features.18.")))  # what heads hardly have
+        parts = {k.split(".")[0] for k in own}
+        for prefix in {k.removesuffix(anchor) for k in state if k.endswith(anchor)}:
+            named = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            lacks = [
+                k
+                for k, v in own.items()
+                if not k.endswith("num_batches_tracked") and (k not in named or named[k].shape != v.shape)
+            ]
+            beyond = [k for k in named if k.split(".")[0] in parts and k not in own]
+            candidates.append((len(lacks) + len(beyond), name, prefix, lacks, beyond, own.keys() & named.keys()))
+    if not candidates:
+        raise InputError(
+            f"{source} holds {len(state)} tensors ({', '.join(list(state)[:3])} ...), neither of the published RRID "
+            f"nor of a backbone of torchvision's names ({', '.join(BACKBONES)})"
+        )
+    wrong, name, prefix, lacks, beyond, found = min(candidates)
+    if wrong:
+        raise InputError(
+            f"{source} is nearest to {name}, but {len(lacks)} tensors are missing or of another shape and "
+            f"{len(beyond)} have no place (the first: {prefix}{(lacks + beyond)[0]}); it is another architecture"
+        )
+    taken = {k: state[prefix + k] for k in sorted(found)}
+    with atomic_file(target) as temporary:
+        torch.save(taken, temporary)
+    return f"{name} (names begin with {prefix or 'nothing'}); use it with --pretrained", {prefix + k for k in taken}
+
+
+def table(state: dict[str, Tensor], taken: set[str], other: list[str]) -> str:
+    """Tensors in the file and tensors taken, by the first parts of their names, numbers left out."""
+
+    def group(name: str) -> str:
+        return re.sub(r"\d+", "*", name.split(".")[0])
+
+    present, used = Counter(map(group, state)), Counter(group(k) for k in state if k in taken)
+    lines = [f"{'part':<30}{'in the file':>12}{'taken':>8}"]
+    for name, count in present.items():
+        note = "" if used[name] == count else "  classifier" if name + "." in CLASSIFIERS else "  not used"
+        lines.append(f"{name:<30}{count:>12}{used[name]:>8}{note}")
+    lines.append(f"{'all':<30}{len(state):>12}{len(taken):>8}")
+    if other:
+        lines.append(f"not tensors, not used: {', '.join(other[:5])}{' ...' if len(other) > 5 else ''}")
+    return "\n".join(lines)

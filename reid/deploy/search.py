@@ -1,0 +1,195 @@
+"""python -m reid gallery create|add|remove|search|info: the commands around gallery.py, and the picture of answers."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image as PILImage
+from PIL import ImageDraw
+from tqdm import tqdm
+
+from reid.data.loader import ImageStore, decode, in_order
+from reid.deploy.extract import Extractor, add_extractor_flags, find_images, make_extractor, readable
+from reid.deploy.gallery import Answers, Entries, Fingerprint, Gallery
+from reid.errors import InputError, MissingInput
+from reid.evaluation.features import read_h5
+from reid.runs import atomic_file
+
+TILE_H, TILE_W, TEXT_H, GAP = 192, 96, 26, 6  # pixels of the picture
+
+
+def add_arguments(parser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="action", required=True)
+
+    def action(name: str, what: str):
+        added = actions.add_parser(name, help=what, description=what)
+        added.add_argument("gallery", help="the gallery's file (.h5)")
+        return added
+
+    for name in ("create", "add"):
+        sub = action(name, f"{name} from --weights and --images, or from a --features file of extract")
+        sub.add_argument("--weights", default=None, help="weights.pth or .safetensors")
+        sub.add_argument("--images", nargs="+", default=None, help="folders, patterns, lists (.txt) or image files")
+        sub.add_argument("--features", default=None, help="a .h5 that extract or evaluate.py wrote (its gallery)")
+        add_extractor_flags(sub)
+        if name == "create":
+            sub.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of what is stored")
+    sub = action("remove", "take entries out by name or by identity")
+    sub.add_argument("--names", nargs="+", default=[], help="as search and info print them")
+    sub.add_argument("--pids", nargs="+", type=int, default=[])
+    sub = action("search", "the nearest entries of one or more images")
+    sub.add_argument("--weights", required=True, help="those of the gallery")
+    sub.add_argument("--image", nargs="+", required=True, help="query images")
+    sub.add_argument("--top", type=int, default=10, metavar="N", help="answers at most (default 10)")
+    sub.add_argument("--threshold", type=float, default=np.inf, help="largest squared distance (as evaluate.py's)")
+    sub.add_argument("--picture", default=None, metavar="FILE", help="queries and answers as a picture (.png, .jpg)")
+    sub.add_argument("--root", default=None, help="folder of the entries' names (default: the gallery's folder)")
+    add_extractor_flags(sub)
+    action("info", "what a gallery holds")
+
+
+def main(arguments) -> int:
+    return {"create": put, "add": put, "remove": remove, "search": search, "info": info}[arguments.action](arguments)
+
+
+def put(a) -> int:
+    """create or add."""
+    path = Path(a.gallery)
+    gallery = Gallery(path) if a.action == "add" else None
+    if gallery is None and path.exists():
+        raise InputError(f"{path} is already there; gallery add adds to it")
+    if bool(a.features) == bool(a.images) or bool(a.images) != bool(a.weights):
+        raise InputError("give either --weights and --images, or --features")
+    if a.features:
+        mark, entries = from_features(Path(a.features))
+    else:
+        images = find_images(a.images)
+        extractor = make_extractor(a.weights, a)
+        mark = fingerprint(extractor)
+        if gallery is not None:
+            gallery.refuse_other(mark)  # before the long work
+        images = readable(images, extractor.size, a.num_workers, a.skip_bad)
+        store = ImageStore(images, *extractor.size, extractor.num_workers, device=extractor.device)
+        rows = []
+        with tqdm(total=len(images), desc="features", unit=" images", disable=None) as bar:
+            for d in extractor.describe(store.batches(in_order(len(images), extractor.batch_size))):
+                rows.append(d.flatten(1).cpu().numpy())
+                bar.update(len(d))
+        names = [Path(os.path.relpath(i.path, path.parent)).as_posix() for i in images]
+        labels = np.array([(i.pid, i.camid) for i in images], np.int64)
+        entries = Entries(np.concatenate(rows), names, labels[:, 0], labels[:, 1])
+    if gallery is None:
+        gallery = Gallery.create(path, mark, entries, a.dtype)
+    else:
+        gallery.add(mark, entries)
+    print(f"{len(entries.names)} added; {path} holds {len(gallery)}")
+    return 0
+
+
+def fingerprint(extractor: Extractor) -> Fingerprint:
+    return Fingerprint(extractor.sha256, f"{extractor.size[0]}x{extractor.size[1]}", extractor.flip)
+
+
+def from_features(path: Path) -> tuple[Fingerprint, Entries]:
+    """The gallery side of a features.h5. Raises MissingInput, InputError."""
+    if not path.is_file():
+        raise MissingInput(f"features file {path} is not there; python -m reid extract writes one")
+    try:
+        sides, attrs = read_h5(path)
+        mark = Fingerprint(str(attrs["weights"]), str(attrs["size"]), bool(attrs["flip"]))
+    except (OSError, KeyError, ValueError, TypeError) as e:
+        if isinstance(e, InputError):
+            raise
+        raise InputError(f"{path} is no features.h5 of this project, or damaged: {e}; extract it again") from e
+    features, pids, camids, names = sides["gallery"]
+    return mark, Entries(features, names, pids, np.full(len(names), -1) if camids is None else camids)
+
+
+def remove(a) -> int:
+    if not a.names and not a.pids:
+        raise InputError("give --names or --pids of what is to be removed")
+    gallery = Gallery(a.gallery)
+
+    def chosen(names: list[str], pids: np.ndarray) -> np.ndarray:
+        absent = [str(x) for x in [*set(a.names) - set(names), *set(a.pids) - set(pids.tolist())]]
+        if absent:
+            raise InputError(f"{gallery.path} has no {', '.join(sorted(absent))}; nothing was removed")
+        return np.isin(pids, a.pids) | np.array([n in a.names for n in names], bool)
+
+    print(f"{gallery.remove(chosen)} removed; {gallery.path} holds {len(gallery)}")
+    return 0
+
+
+def search(a) -> int:
+    if a.top < 1:
+        raise InputError(f"--top {a.top}: at least 1")
+    gallery = Gallery(a.gallery)
+    extractor = make_extractor(a.weights, a)
+    gallery.refuse_other(fingerprint(extractor))
+    found = gallery.search(extractor(a.image), a.top, a.threshold)
+    for image, answers in zip(a.image, found):
+        print(f"{image}\n{'rank':>6}{'distance':>10}{'pid':>8}{'camid':>7}  name")
+        for i, (distance, name, pid, camid) in enumerate(zip(*answers[1:]), 1):
+            known = ["-" if x < 0 else x for x in (pid, camid)]
+            print(f"{i:>6}{distance:>10.4f}{known[0]:>8}{known[1]:>7}  {name}")
+        if not answers.names:
+            print(f"  no entry within {a.threshold:g}")
+    if a.picture:
+        root = Path(a.root) if a.root else gallery.path.parent
+        save_picture(draw_answers(a.image, found, root), Path(a.picture))
+        print(f"picture in {a.picture}")
+    return 0
+
+
+def draw_answers(queries: list[str], found: list[Answers], root: Path) -> PILImage.Image:
+    """A row for each query: the query, then its answers with rank, distance and pid; grey where an image is gone."""
+    columns = 1 + max(len(answers.names) for answers in found)
+    width, height = columns * (TILE_W + GAP) + GAP, len(found) * (TILE_H + TEXT_H + GAP) + GAP
+    picture = PILImage.new("RGB", (width, height), "white")
+    canvas = ImageDraw.Draw(picture)
+
+    def tile(row: int, column: int, path: str, text: str) -> None:
+        x, y = GAP + column * (TILE_W + GAP), GAP + row * (TILE_H + TEXT_H + GAP)
+        try:
+            image = PILImage.fromarray(decode(path, TILE_H, TILE_W))
+        except InputError:
+            image = PILImage.new("RGB", (TILE_W, TILE_H), "grey")
+        picture.paste(image, (x, y))
+        canvas.text((x, y + TILE_H + 1), text, fill="black")
+
+    for row, (query, answers) in enumerate(zip(queries, found)):
+        tile(row, 0, query, f"query\n{Path(query).name[:16]}")
+        for i, (distance, name, pid) in enumerate(zip(answers.distances, answers.names, answers.pids), 1):
+            tile(row, i, str(root / name), f"{i}: {distance:.3f}" + (f" pid {pid}" if pid >= 0 else "") +
+                 f"\n{Path(name).name[:16]}")  # fmt: skip
+    return picture
+
+
+def save_picture(picture: PILImage.Image, path: Path) -> None:
+    kind = PILImage.registered_extensions().get(path.suffix.lower())
+    if kind not in ("PNG", "JPEG", "WEBP"):
+        raise InputError(f"--picture {path}: expected a name that ends in .png, .jpg or .webp")
+    try:
+        with atomic_file(path) as temporary:
+            picture.save(temporary, kind)
+    except OSError as e:
+        raise InputError(f"{path} cannot be written: {e}") from e
+
+
+def info(a) -> int:
+    gallery = Gallery(a.gallery)
+    names, pids, camids = gallery.labels()
+    with gallery.open() as f:
+        dtype = f["features"].dtype
+    rows = {
+        "entries": f"{len(names):,}",
+        "identities known": f"{len(set(pids[pids >= 0].tolist())):,}",
+        "cameras known": len(set(camids[camids >= 0].tolist())),
+        "features": f"{gallery.width} {dtype}",
+        "file": f"{gallery.path.stat().st_size / 2**20:,.1f} MiB",
+        "weights SHA-256": gallery.fingerprint.weights,
+        "input size": gallery.fingerprint.size,
+        "mirror image": "yes" if gallery.fingerprint.flip else "no",
+    }
+    print("\n".join(f"{k:<18}{v}" for k, v in rows.items()))
+    return 0
