@@ -33,9 +33,9 @@ class Extractor:
 
     `images` is a sequence of paths or uint8 RGB arrays (H, W, 3) of any size; they are resized as in training.
     The model runs with batch norms folded into what stands before them, channels last, and is equal to the training
-    model's eval mode to 1e-4. precision: fp32, tf32, or bf16 (about twice as fast where the hardware has it; mAP moves
-    in the fourth digit). compile: torch.compile of the backbone, which takes half a minute once. Raises MissingInput,
-    InputError.
+    model's eval mode to 1e-4. precision: fp32, tf32, or bf16 (about twice as fast where the hardware has it; cosines to
+    the float32 descriptors above 0.999). compile: torch.compile of the backbone: half a minute once, then 1.15 times as
+    fast in float32; it sets torch._inductor.config.freezing for the whole process. Raises MissingInput, InputError.
 
     >>> reid.Extractor("weights.pth")(["a.jpg", "b.jpg"]).shape  # doctest: +SKIP
     (2, 3840)
@@ -94,6 +94,9 @@ def prepare(model: nn.Module, size: tuple[int, int], precision: str = "fp32", co
             if type(module) is nn.Conv2d:  # a subclass may have a precision of its own
                 module.to(torch.bfloat16)
     if compile:
+        from torch._inductor import config as inductor
+
+        inductor.freezing = True  # packs weights, fuses ReLUs; compile(options=...) does not reach it
         (model if base is None else base).compile()
     return model
 
