@@ -87,7 +87,7 @@ def import_backbone(state: dict[str, Tensor], source: Path, target: Path) -> tup
     for name in BACKBONES:
         with torch.device("meta"):
             own = build_backbone(name).state_dict()
-        anchor = next(k for k in own if k.startswith(("layer4.", "features.18.")))  # what heads hardly have
+        anchor = [k for k, v in own.items() if v.ndim == 4][-1]  # the last convolution, which heads hardly have
         parts = {k.split(".")[0] for k in own}
         for prefix in {k.removesuffix(anchor) for k in state if k.endswith(anchor)}:
             named = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
