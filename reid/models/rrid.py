@@ -30,11 +30,6 @@ class Output(NamedTuple):
     logits: Tensor  # (N, L, K): on q of every slot, then on a, then on b of the related slots
 
 
-def slot_products(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
-    """(S, out, in), (S, out), (N, S, in) -> (N, S, out). With the weight first its gradient needs no copy."""
-    return torch.baddbmm(bias[:, :, None], weight, x.permute(1, 2, 0)).permute(2, 0, 1)
-
-
 class SlotLayer(nn.Module):
     """An unshared 1x1 convolution + batch norm + ReLU for each of S slots: (N, S, in) -> (N, S, out)."""
 
@@ -45,7 +40,7 @@ class SlotLayer(nn.Module):
         self.norm = nn.BatchNorm1d(slots * outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = slot_products(self.weight, self.bias, x)
+        y = torch.baddbmm(self.bias[:, None], x.transpose(0, 1), self.weight.mT).transpose(0, 1)  # (N, S, out)
         return F.relu(self.norm(y.flatten(1)).view(y.shape))
 
 
@@ -58,7 +53,7 @@ class Classifiers(nn.Module):
         self.bias = nn.Parameter(torch.zeros(count, classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        return slot_products(self.weight, self.bias, x)
+        return torch.baddbmm(self.bias[:, None], x.transpose(0, 1), self.weight.mT).transpose(0, 1)
 
 
 class RRID(nn.Module):
