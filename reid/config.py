@@ -221,7 +221,7 @@ class Config:
         defaults = {
             f.name: f.default
             for f in fields(self)
-            if f.metadata["room"] == "run" or f.name in ("precision", "batch_size")
+            if f.metadata["room"] == "run" or f.name in ("precision", "batch_size", "ghost_batch")
         }
         return replace(self, **defaults, batch_sample=1)  # K is the training's
 

@@ -16,6 +16,14 @@ from PIL import Image as PILImage
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_sessionfinish(session, exitstatus):
+    """With RRID_NO_SKIPS, as in CI, where everything a test may need is there, a skipped test is a failed run."""
+    skipped = session.config.pluginmanager.get_plugin("terminalreporter").stats.get("skipped", [])
+    if os.environ.get("RRID_NO_SKIPS") and skipped and exitstatus == 0:
+        print("\nskipped, but RRID_NO_SKIPS is set:", *(report.nodeid for report in skipped), sep="\n  ")
+        session.exitstatus = 1
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     path = Path(os.environ.get("RRID_SHARED", ROOT.parent / "shared"))

@@ -166,6 +166,8 @@ def test_original_trains_on_some_identities_with_all_classifiers(script, small_r
     content = load_tensors(tmp_path / "tiny/o/weights.pth")
     assert content["classes"] == 751 and content["state"]["classifiers.weight"].shape == (9, 751, 256)
     assert not (tmp_path / "tiny/o/best.pth").exists()
+    scored = [*small_run[:4], "--weights", tmp_path / "tiny/o/weights.pth", "--batch_size", 6]
+    assert script("evaluate.py", *scored).returncode == 0  # what concerned the training alone is not asked again
     done = script("train.py", *small_run, "--classes", 5, "--exp_dir", tmp_path)
     assert done.returncode == 2 and "--classes 5 is less than the 8 training identities" in done.stderr
     assert sorted(p.name for p in (tmp_path / "tiny").iterdir()) == ["o"]

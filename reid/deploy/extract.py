@@ -37,8 +37,7 @@ class Extractor:
     the float32 descriptors above 0.999). compile: torch.compile of the backbone: half a minute once, then 1.15 times as
     fast in float32; it sets torch._inductor.config.freezing for the whole process. Raises MissingInput, InputError.
 
-    >>> reid.Extractor("weights.pth")(["a.jpg", "b.jpg"]).shape  # doctest: +SKIP
-    (2, 3840)
+    Extractor("weights.pth")(["a.jpg", "b.jpg"]) has the shape (2, 3840) for the paper's model.
     """
 
     def __init__(
