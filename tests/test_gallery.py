@@ -31,8 +31,8 @@ def entries(count, width=8, seed=0, first=0) -> Entries:
 
 
 def content(gallery: Gallery):
-    with gallery.open() as f:
-        return f["features"][:], *gallery.labels()
+    with gallery.open() as f:  # all of one state: another process may change the file between two openings
+        return f["features"][:], f["names"].asstr()[:].tolist(), f["pids"][:], f["camids"][:]
 
 
 @pytest.mark.parametrize("chunk", [1, 100, 1 << 24])
@@ -163,16 +163,22 @@ def test_killed_while_adding(tmp_path):
                          stderr=subprocess.DEVNULL, text=True)
         for run in runs
     ]  # fmt: skip
-    for process, run in zip(started, runs):
-        reported |= {f"{run}-{process.stdout.readline().strip()}" for _ in range(3)}
-    for process, run in zip(started, runs):
-        time.sleep(rng.uniform(0, 0.05))
-        process.kill()
-        reported |= {f"{run}-{line}" for line in process.communicate()[0].split()}
-        features, names, pids, _ = content(gallery)  # here the other one may go on
-        steps = [n.rsplit("-", 1)[0] for n in names[1:]]
-        assert all(steps.count(s) == 20 for s in set(steps)) and {s for s in reported if run in s} <= set(steps)
-        assert len(features) == len(names) == len(pids) and (features[1:].max(1) == 1).all()
+    try:
+        for process, run in zip(started, runs):
+            reported |= {f"{run}-{process.stdout.readline().strip()}" for _ in range(3)}
+        for process, run in zip(started, runs):
+            time.sleep(rng.uniform(0, 0.05))
+            process.kill()
+            reported |= {f"{run}-{line}" for line in process.communicate()[0].split()}
+            features, names, pids, _ = content(gallery)  # here the other one may go on
+            steps = [n.rsplit("-", 1)[0] for n in names[1:]]
+            assert all(steps.count(s) == 20 for s in set(steps)) and {s for s in reported if run in s} <= set(steps)
+            assert len(features) == len(names) == len(pids) and (features[1:].max(1) == 1).all()
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+            process.stdout.close()
     features, _, pids, _ = content(gallery)
     assert reported <= set(steps) and (features[1:].argmax(1) == pids[1:] % 64).all()
     gallery.add(MARK, entries(1, width=64, first=5))  # no lock is left, and what the killed left is cleaned away
