@@ -35,7 +35,7 @@ def make_weights(path, seed=0, **changes):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.uniform_(module.bias, -0.2, 0.5)
     with torch.no_grad():
-        model.train()(torch.randn(16, 3, 64, 32))
+        model.train()(torch.randn(16, 3, config.h, config.w))
     save_weights(path, {"config": config.to_json(), "classes": 5, "state": model.state_dict()})
     return path
 
@@ -308,6 +308,31 @@ def test_safetensors_and_back(weights, images, tmp_path, script):
     out.write_bytes(b"\xff\xff\xff\xff\xff\xff\xff\x7f" + whole[8:])  # a header of 2^63 bytes
     with pytest.raises(InputError, match="cut short"):
         read_weights(out)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "pth"])
+@pytest.mark.parametrize("model", ["rrid", "strong_baseline", "mgn"])
+def test_half_to_hand_on(model, form, images, tmp_path, script):
+    """No classifiers, half the bytes, no path of the training machine; features within float16's precision."""
+    pytest.importorskip("safetensors")
+    chosen = {"model": model, "stripes": {"rrid": (2,), "strong_baseline": (), "mgn": (2, 3)}[model]}
+    weights = make_weights(tmp_path / "w.pth", h=96, exp_dir="/home/somebody", pretrained="imagenet", **chosen)
+    out = tmp_path / f"half.{form}"
+    done = run(script, "export", "--weights", weights, "--format", form, "--half", "--out", out, "--num_images", "8")
+    assert done.returncode == 0, done.stderr
+    assert "SHA-256" in done.stdout and "allowed 1e-03" in done.stdout
+    content = load_tensors(out)
+    assert content["classes"] == 0 and not [k for k in content["state"] if k.startswith("classifier")]
+    assert "/home" not in json.dumps(content["config"]) and out.stat().st_size < 0.56 * weights.stat().st_size
+    got, expected = plain(out, images[:4]), plain(weights, images[:4])
+    assert 0 < abs(got - expected).max() < 1e-3
+    again = run(script, "export", "--weights", out, "--format", form, "--out", out, "--overwrite")
+    assert again.returncode == 2 and "already there" in again.stderr  # not over itself
+
+
+def test_half_is_no_onnx(weights, tmp_path, script):
+    done = run(script, "export", "--weights", weights, "--format", "onnx", "--half", "--out", tmp_path / "m.onnx")
+    assert done.returncode == 2 and "float32" in done.stderr
 
 
 def test_export_without_its_packages(weights, tmp_path, script, monkeypatch):

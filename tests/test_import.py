@@ -255,6 +255,17 @@ def test_published_weights_in_every_form(form, ours, tmp_path, script, monkeypat
     assert done.returncode == 2 and "rest_3_conv_list.1.0.weight" in done.stderr
 
 
+def test_published_layout_handed_on(ours, tmp_path, script):
+    """export takes the published layout as it is; with no class count in the file its classifiers stay behind."""
+    torch.save(published_state(ours), tmp_path / "theirs.pth")
+    done = script("reid/__main__.py", "export", "--weights", tmp_path / "theirs.pth", "--format", "pth",
+                  "--num_images", "4", "--out", tmp_path / "ours.pth")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    state = read_weights(tmp_path / "ours.pth")[0].state_dict()
+    assert not [k for k in state if k.startswith("classifier")]
+    assert all(torch.equal(v, ours.state_dict()[k]) for k, v in state.items() if not k.endswith("tracked"))
+
+
 @pytest.mark.parametrize(
     ("name", "form"),
     [("resnet50", "{}"), ("resnet18", "backbone.{}"), ("resnet34", "module.{}"), ("mobilenet_v2", "model.{}")],

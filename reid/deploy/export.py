@@ -2,14 +2,15 @@
 
 onnx: uint8 RGB images (N, H, W, 3) of the model's size -> descriptors (N, S x D) of unit length, any N. Resizing stays
 outside: no ONNX operator equals Pillow's antialiased uint8 bilinear filter, so the caller resizes (bilinear with
-antialias, as Pillow's and torchvision's v2 do). safetensors: the tensors with configuration, classes and digest, which
-every command here reads like weights.pth.
+antialias, as Pillow's and torchvision's v2 do). safetensors, pth: the tensors with configuration, classes and digest,
+which every command here reads like weights.pth; --half makes the small file to hand on.
 """
 
 import importlib.util
 import json
 import tempfile
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +24,16 @@ from reid.data.transforms import normalise
 from reid.deploy.extract import find_images, fold
 from reid.errors import InputError
 from reid.evaluation.features import describe
-from reid.models import read_weights
-from reid.models.files import load_tensors, save_safetensors, sha256
+from reid.models import build_model, read_weights
+from reid.models.files import digest, load_tensors, save_safetensors, sha256
 from reid.runs import atomic_file, commit, installed
+from reid.training.checkpoint import FORMAT
 
 INPUTS = ("nhwc", "nchw", "normalised")
-NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "safetensors": ("safetensors",)}
-SLACK = 1e-5  # squared distances closer than this may change places
+NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "safetensors": ("safetensors",), "pth": ()}
+TOLERANCE, HALF_TOLERANCE = 1e-4, 1e-3  # of a descriptor's numbers
+SMALL = 1 << 16  # numbers of a tensor
+SLACK = 0.1  # of the tolerance: squared distances closer than this may change places
 
 
 class Descriptor(nn.Module):
@@ -96,11 +100,11 @@ def reference(model: nn.Module, pixels: np.ndarray, flip: bool) -> np.ndarray:
     return torch.cat([d.flatten(1) for d in describe(model, batches, "cpu", flip)]).numpy()
 
 
-def parity(expected: np.ndarray, got: np.ndarray) -> tuple[float, int]:
+def parity(expected: np.ndarray, got: np.ndarray, slack: float = SLACK * TOLERANCE) -> tuple[float, int]:
     """(largest difference of any number, changes of the ranking) of descriptors (N, F) of the same images.
 
     Each image is ranked against all others by `got`; a change is an answer that comes before another one although the
-    `expected` distances put it more than SLACK behind.
+    `expected` squared distances put it more than `slack` behind.
     """
     if expected.shape != got.shape or not np.isfinite(got).all():
         return float("inf"), len(expected)
@@ -108,7 +112,7 @@ def parity(expected: np.ndarray, got: np.ndarray) -> tuple[float, int]:
     for d in distance:
         np.fill_diagonal(d, -1)
     ranked = np.take_along_axis(distance[0], distance[1].argsort(1), 1)
-    behind = np.maximum.accumulate(ranked, 1) - ranked > SLACK
+    behind = np.maximum.accumulate(ranked, 1) - ranked > slack
     return float(np.abs(expected - got).max()), int(behind.sum())
 
 
@@ -121,7 +125,9 @@ def demo_pixels(size: tuple[int, int], count: int, folder: Path) -> np.ndarray:
 
 def add_arguments(parser) -> None:
     parser.add_argument("--weights", required=True, help="weights.pth or .safetensors")
-    parser.add_argument("--format", choices=tuple(NEEDS), required=True, help="onnx or safetensors")
+    parser.add_argument(
+        "--format", choices=tuple(NEEDS), required=True, help="onnx, safetensors, or pth as train.py does"
+    )
     parser.add_argument("--out", default=None, help="the file (default: beside the weights, with the format's suffix)")
     parser.add_argument("--input", choices=INPUTS, default="nhwc",
                         help="of the ONNX: uint8 RGB as nhwc or nchw, normalised in the graph; or normalised: float32 "
@@ -129,7 +135,10 @@ def add_arguments(parser) -> None:
     parser.add_argument("--no_flip", action="store_true", default=False, help="leave the mirror image out")
     parser.add_argument("--images", nargs="+", default=None, help="images to compare on (default: drawn ones)")
     parser.add_argument("--num_images", type=int, default=32, help="how many of them (default 32)")
-    parser.add_argument("--tolerance", type=float, default=1e-4, help="largest difference (default 1e-4)")
+    parser.add_argument("--half", action="store_true", default=False,
+                        help="safetensors and pth: no classifiers, float16: the file to hand on")  # fmt: skip
+    parser.add_argument("--tolerance", type=float, default=None,
+                        help="largest difference (default 1e-4; with --half 1e-3)")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", default=False, help="replace an existing file")
 
 
@@ -140,8 +149,12 @@ def main(arguments) -> int:
     if missing := [n for n in NEEDS[a.format] if importlib.util.find_spec(n) is None]:
         raise InputError(f"--format {a.format} needs {', '.join(missing)}; pip install {' '.join(missing)}, or install "
                          'this project with its extra: pip install -e ".[export]"')  # fmt: skip
-    if out.exists() and not a.overwrite:
+    if a.half and a.format == "onnx":
+        raise InputError("--half is for safetensors and pth; an ONNX file is float32")
+    if out.exists() and (not a.overwrite or out.samefile(weights)):
         raise InputError(f"{out} is already there; give another --out, or --overwrite")
+    if a.tolerance is None:
+        a.tolerance = HALF_TOLERANCE if a.half else TOLERANCE
     if a.num_images < 2:
         raise InputError(f"--num_images {a.num_images}: a ranking needs at least 2")
     model, config = read_weights(weights)
@@ -182,17 +195,32 @@ def write(out: Path, a, model: nn.Module, config: Config, weights: Path, pixels:
             export_onnx(temporary, model, (config.h, config.w), a.input, not a.no_flip, metadata)
             got = run_onnx(temporary, pixels, a.input)
         else:
-            content = load_tensors(weights)
-            if "format" not in content:
-                content = {"classes": 0, "state": model.state_dict()}
-            classes = content["classes"]
-            plain = {"format": 1, "config": config.to_json(), "classes": classes, "state": content["state"]}
-            save_safetensors(temporary, plain, metadata)
+            write_plain(temporary, a.format, a.half, model, config, load_tensors(weights).get("classes", 0), metadata)
             got = reference(read_weights(temporary)[0], pixels, not a.no_flip)
-        difference, changes = parity(expected, got)
+        difference, changes = parity(expected, got, SLACK * a.tolerance)
         print(f"{'images':<28}{len(pixels):>12}\n{'largest difference':<28}{difference:>12.2e}   allowed "
               f"{a.tolerance:.0e}\n{'changes of the ranking':<28}{changes:>12}   allowed 0")  # fmt: skip
         if difference > a.tolerance or changes:
             raise FloatingPointError("the exported file gives other answers than the weights, and was not kept")
     print(f"{out}: {out.stat().st_size / 2**20:.1f} MiB, SHA-256 {sha256(out)}")
     return 0
+
+
+def write_plain(path: Path, form: str, half: bool, model: nn.Module, config: Config, classes: int, metadata) -> None:
+    """The model as a file of ours, as safetensors or pth (`form`), without classifiers where `classes` is 0.
+
+    half: without them and without what only the training asked, and in float16 all but the small tensors, whose share
+    of the size is little: batch norm's statistics reach beyond float16.
+    """
+    if half:
+        config, classes = replace(config.for_evaluation(), pretrained="none"), 0
+    kept = build_model(config, classes).state_dict()
+    state = {k: v for k, v in model.state_dict().items() if k in kept}
+    if half:
+        state = {k: v.half() if v.numel() > SMALL else v for k, v in state.items()}
+    content = {"format": FORMAT, "config": config.to_json(), "classes": classes, "state": state}
+    if form == "safetensors":
+        save_safetensors(path, content, metadata)
+    else:
+        content["about"] = metadata
+        torch.save({**content, "digest": digest(content)}, path)
