@@ -15,7 +15,7 @@ from conftest import ROOT
 from reid.config import Config
 from reid.profiles import from_flags
 from reid.report.ablate import find_run, parse_vary, plan
-from reid.report.table import markdown, read_runs, summary
+from reid.report.table import COLUMNS, covered, markdown, read_runs, summary
 
 
 def ablate(*argv, **options) -> subprocess.CompletedProcess:
@@ -114,7 +114,7 @@ def test_table_of_runs(ablated, script):
         3 * 256 * 515 + 3 * 256 * 515 + 3 * 256 * 515 + 9 * 257 * 8,  # E_p, E_r, R: 3 slots; 9 classifiers
         3 * 256 * 515 + 256 * 515 + 256 * 515 + 5 * 257 * 8,  # relation none: only the whole is related
     )}  # fmt: skip
-    text = markdown(summary(rows))
+    text = markdown(summary(rows), COLUMNS)
     assert text.splitlines()[0].startswith("| model | changed | test |") and "published" not in text
     folder = rows[0].folder
     (folder / "weights.pth").rename(folder / "w")
@@ -125,6 +125,31 @@ def test_table_of_runs(ablated, script):
         (folder / "w").rename(folder / "weights.pth")
     with pytest.raises(FileNotFoundError, match="holds no run"):
         read_runs([logs / "nothing"])
+
+
+def test_covered_bands(ablated, script, tmp_path, monkeypatch):
+    """One line a configuration, a column a band, over seeds; bands nobody scored stay empty."""
+    rows = read_runs([ablated[0]])[0]
+    score = {"": 0.6, "_occlude-1": 0.5, "_occlude-4": 0.2, **{f"_occlude-{k}": 0.3 for k in (2, 3, 5, 6)}}
+    scored = [
+        replace(row, test=f"tiny{test}", scores=(value + 0.02 * row.config.seed, 0.1, 0.1))
+        for row in rows for test, value in score.items()
+        if row.config.relation != "none" or test in ("", "_occlude-4")
+    ]  # fmt: skip
+    full, none = covered(scored)
+    line = full if full["1"] else none
+    assert line["changed"] == "paper"
+    assert line["whole"] == pytest.approx((0.61, 0.02 / 2**0.5)) and line["4"] == pytest.approx((0.21, 0.02 / 2**0.5))
+    assert line["mean loss"][0] == pytest.approx(0.6 - 1.9 / 6) and line["seeds"] == 2
+    other = none if line is full else full
+    assert other["1"] is None and other["mean loss"] is None and other["4"][0] == pytest.approx(0.21)
+    assert not covered(rows)
+    done = script("reid/__main__.py", "table", ablated[0], "--figure", tmp_path / "x.png")
+    assert done.returncode == 2 and "--occlude" in done.stderr
+    monkeypatch.setattr("reid.report.table.read_runs", lambda paths: (scored, []))
+    done = script("reid/__main__.py", "table", ablated[0], "--figure", tmp_path / "x.png")
+    assert done.returncode == 0 and (tmp_path / "x.png").stat().st_size > 10_000
+    assert "occlude" not in done.stdout.split("mAP with one sixth")[0]
 
 
 def test_published_numbers_stand_beside(ablated):

@@ -197,6 +197,30 @@ def training(folder: Path, runs: dict[str, list[dict[str, float]]]) -> list[Pict
     return [draw(folder, "training", alt, (2.9 * columns, 2.3 * rows + 0.3 * (len(runs) > 1)), paint, (rows, columns))]
 
 
+def covered(path: Path, lines: dict[str, dict[str, Any]]) -> None:
+    """Writes mAP by covered band as PNG; `lines`: name -> "whole", "1" to "6": (mean, standard deviation or None)."""
+    with styled():
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(6, 3.2 + 0.2 * len(lines)))
+        axes = figure.subplots()
+        for i, (name, line) in enumerate(lines.items()):
+            colour, bands = COLOURS[i % 7], [k for k in "123456" if line[k]]
+            axes.plot([int(k) for k in bands], [100 * line[k][0] for k in bands], DASHES[i % 4], label=name,
+                      marker=SIGNS[i % len(SIGNS)], markersize=4, color=colour)  # fmt: skip
+            if line["whole"]:
+                axes.axhline(100 * line["whole"][0], color=colour, linewidth=0.8, alpha=0.6, linestyle=DASHES[i % 4])
+        parts = ("1\nhead", "2", "3", "4", "5", "6\nfeet")
+        axes.set(xlabel="covered sixth of the query image", ylabel="mAP, %", title="Thin lines: nothing covered")
+        axes.set_xticks(range(1, 7), parts)
+        figure.legend(loc="outside lower center")
+        try:
+            with atomic_file(path) as temporary:
+                figure.savefig(temporary, format="png", dpi=160)
+        except OSError as e:
+            raise InputError(f"--figure {path} cannot be written: {e}") from e
+
+
 def principal(folder: Path, features: Features, ap: np.ndarray, count: int = 10) -> list[Picture]:
     """Descriptors of `count` people, from the hardest to the easiest, on their first two principal components."""
     pids = np.unique(features.query.pids[~np.isnan(ap)])

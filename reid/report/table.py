@@ -1,8 +1,10 @@
-"""python -m reid table: finished runs as one table, in Markdown and CSV, means over seeds, published numbers beside."""
+"""python -m reid table: finished runs as one table, in Markdown and CSV, means over seeds, published numbers beside;
+under it what each loses when a band of the query images is covered, where evaluate.py --occlude was run."""
 
 import csv
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,15 @@ from reid.config import Config
 from reid.errors import InputError, MissingInput
 from reid.models.files import load_tensors
 from reid.profiles import profile
+from reid.report import figures
 from reid.report.published import published
 from reid.runs import atomic_file, is_finished
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # in a state, yet no parameters
 COLUMNS = ("model", "changed", "test", "seeds", "width", "parameters", "images seen", "mAP", "Rank-1", "mINP",
            "published mAP/Rank-1", "published setting")  # fmt: skip
+COVERED = re.compile(r"(.*)_occlude-([1-6])(.*)")  # a test of evaluate.py --occlude
+COVERED_COLUMNS = ("model", "changed", "test", "seeds", "whole", *map(str, range(1, 7)), "mean loss")
 
 
 @dataclass(frozen=True)
@@ -37,22 +42,31 @@ class Scored:
 
 def add_arguments(parser) -> None:
     parser.add_argument("paths", nargs="+", metavar="PATH", help="run folders, or folders of them (logs/market1501)")
-    parser.add_argument("--csv", metavar="FILE", help="also as CSV, with full precision")
+    parser.add_argument("--csv", default=None, metavar="FILE", help="also as CSV, with full precision")
+    parser.add_argument(
+        "--figure", default=None, metavar="PNG", help="mAP by covered band, of runs scored with --occlude"
+    )
 
 
 def main(arguments) -> int:
     rows, left_out = read_runs(Path(p) for p in arguments.paths)
+    if arguments.figure:
+        if not (lines := covered(rows)):
+            raise InputError("--figure: no run here was scored with a covered band; evaluate.py --occlude 1 2 3 4 5 6")
+        figures.covered(Path(arguments.figure), {f"{line['model']}, {line['changed']}": line for line in lines})
     show(rows, left_out, arguments.csv)
     return 0
 
 
 def show(rows: list[Scored], left_out: list[str], csv_file: str | None) -> None:
-    lines = summary(rows)
-    print(markdown(lines))
+    print(markdown(summary([row for row in rows if not COVERED.fullmatch(row.test)]), COLUMNS))
+    if lines := covered(rows):
+        print("\nmAP with one sixth of each query image covered, 1 the head, 6 the feet:\n")
+        print(markdown(lines, COVERED_COLUMNS))
     for reason in left_out:
         print(f"not in the table: {reason}")
     if csv_file:
-        write_csv(lines, Path(csv_file))
+        write_csv(summary(rows), Path(csv_file))
 
 
 def read_runs(paths: Iterable[Path]) -> tuple[list[Scored], list[str]]:
@@ -113,28 +127,57 @@ def summary(rows: list[Scored]) -> list[dict[str, Any]]:
     groups: dict[tuple[Config, str], list[Scored]] = {}
     for row in rows:
         groups.setdefault((comparable(row.config), row.test), []).append(row)
-    changes = {config: config.changes(profile(config.profile, config.model)) for config, _ in groups}
-    common = set.intersection(*(set(c.items()) for c in changes.values())) if len(changes) > 1 else set()
-    lines = []
+    names, lines = changed_fields({config for config, _ in groups}), []
     for (config, test), found in groups.items():
-        changed = {k: v for k, v in changes[config].items() if (k, v) not in common}
-        is_original = not any(f in changes[config] for f in ("stripes", "relation", "pooling", "contrast", "ce_on"))
+        changes = config.changes(profile(config.profile, config.model))
+        is_original = not any(f in changes for f in ("stripes", "relation", "pooling", "contrast", "ce_on"))
         known = published(config.model, test) if is_original else []
-        scores = np.array([row.scores for row in found])
         values = [
             config.model,
-            ", ".join(f"{k} {words(v)}" for k, v in changed.items()) or config.profile,
+            names[config],
             test,
             len(found),
             found[0].width,
             found[0].parameters,
             found[0].images_seen,
-            *((float(s.mean()), float(s.std(ddof=1)) if len(s) > 1 else None) for s in scores.T),
+            *map(mean_and_deviation, zip(*(row.scores for row in found))),
             "; ".join(f"{100 * p.map:.1f}/{100 * p.rank1:.1f}" for p in known),
             "; ".join(f"{p.source}: {p.setting}" for p in known),
         ]
         lines.append(dict(zip(COLUMNS, values, strict=True)))
     return sorted(lines, key=lambda line: (line["test"], -line["mAP"][0]))
+
+
+def covered(rows: list[Scored]) -> list[dict[str, Any]]:
+    """A line for each configuration and test that was scored with covered bands: COVERED_COLUMNS, mAP as (mean over
+    seeds, standard deviation or None), None where a band is missing; mean loss: whole minus the mean of all six."""
+    groups: dict[tuple[Config, str], dict[str, list[Scored]]] = {}
+    for row in rows:
+        base, band, rest = COVERED.fullmatch(row.test).groups() if COVERED.fullmatch(row.test) else (row.test, "", "")
+        groups.setdefault((comparable(row.config), base + rest), {}).setdefault(band or "whole", []).append(row)
+    groups = {key: tests for key, tests in groups.items() if tests.keys() - {"whole"}}
+    names, lines = changed_fields({config for config, _ in groups}), []
+    for (config, test), tests in groups.items():
+        scores = {band: mean_and_deviation([row.scores[0] for row in found]) for band, found in tests.items()}
+        line = dict.fromkeys(COVERED_COLUMNS) | {"model": config.model, "changed": names[config], "test": test} | scores
+        if len(scores) == 7:
+            line["mean loss"] = (scores["whole"][0] - sum(scores[str(k)][0] for k in range(1, 7)) / 6, None)
+        lines.append(line | {"seeds": max(map(len, tests.values()))})
+    return sorted(lines, key=lambda line: (line["test"], -(line["whole"] or (0,))[0]))
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def changed_fields(configs: set[Config]) -> dict[Config, str]:
+    """What differs from profile and recipe, without what all have in common; the profile's name when nothing does."""
+    changes = {config: config.changes(profile(config.profile, config.model)) for config in configs}
+    common = set.intersection(*(set(c.items()) for c in changes.values())) if len(changes) > 1 else set()
+    return {
+        config: ", ".join(f"{k} {words(v)}" for k, v in own.items() if (k, v) not in common) or config.profile
+        for config, own in changes.items()
+    }
 
 
 def comparable(config: Config) -> Config:
@@ -151,7 +194,7 @@ def words(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def markdown(lines: list[dict[str, Any]]) -> str:
+def markdown(lines: list[dict[str, Any]], columns: Sequence[str]) -> str:
     """Scores in percent, mean ± standard deviation over seeds; columns that are empty throughout are left out."""
 
     def cell(value: Any) -> str:
@@ -160,7 +203,7 @@ def markdown(lines: list[dict[str, Any]]) -> str:
             return f"{100 * mean:.2f}" + (f" ± {100 * deviation:.2f}" if deviation is not None else "")
         return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
-    kept = [c for c in COLUMNS if any(cell(line[c]) for line in lines)]
+    kept = [c for c in columns if any(cell(line[c]) for line in lines)]
     head = ["| " + " | ".join(kept) + " |", "|---" * len(kept) + "|"]
     return "\n".join(head + ["| " + " | ".join(cell(line[c]) for c in kept) + " |" for line in lines])
 
