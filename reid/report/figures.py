@@ -4,6 +4,7 @@ import io
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import fill
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -202,12 +203,12 @@ def covered(path: Path, lines: dict[str, dict[str, Any]]) -> None:
     with styled():
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(6, 3.2 + 0.2 * len(lines)))
+        figure = Figure(figsize=(6, 3.4 + 0.2 * len(lines)))
         axes = figure.subplots()
         for i, (name, line) in enumerate(lines.items()):
             colour, bands = COLOURS[i % 7], [k for k in "123456" if line[k]]
-            axes.plot([int(k) for k in bands], [100 * line[k][0] for k in bands], DASHES[i % 4], label=name,
-                      marker=SIGNS[i % len(SIGNS)], markersize=4, color=colour)  # fmt: skip
+            axes.plot([int(k) for k in bands], [100 * line[k][0] for k in bands], DASHES[i % 4],
+                      marker=SIGNS[i % len(SIGNS)], markersize=4, color=colour, label=fill(name, 80))  # fmt: skip
             if line["whole"]:
                 axes.axhline(100 * line["whole"][0], color=colour, linewidth=0.8, alpha=0.6, linestyle=DASHES[i % 4])
         parts = ("1\nhead", "2", "3", "4", "5", "6\nfeet")

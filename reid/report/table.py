@@ -53,7 +53,9 @@ def main(arguments) -> int:
     if arguments.figure:
         if not (lines := covered(rows)):
             raise InputError("--figure: no run here was scored with a covered band; evaluate.py --occlude 1 2 3 4 5 6")
-        figures.covered(Path(arguments.figure), {f"{line['model']}, {line['changed']}": line for line in lines})
+        figures.covered(
+            Path(arguments.figure), {", ".join(line[k] for k in COVERED_COLUMNS[:3]): line for line in lines}
+        )
     show(rows, left_out, arguments.csv)
     return 0
 
