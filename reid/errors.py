@@ -1,5 +1,6 @@
 """What a user can repair is an InputError; anything else that is raised is a bug of ours."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -18,10 +19,16 @@ class Interrupted(Exception):
 
 def reported(work: Callable[[], int], debug: bool) -> int:
     """Exit code of a command: what work() returns, 1 for numbers that are not finite, 2 for a user's mistake,
-    130 when stopped; each as one message instead of a traceback unless `debug`.
+    130 when stopped, 141 when nobody reads the output any more; each as one message instead of a traceback unless
+    `debug`.
     """
     try:
-        return work()
+        code = work()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader, as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit complains again
+        return 141
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

@@ -2,13 +2,17 @@
 
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image as PILImage
 from torch import nn
 
@@ -184,6 +188,45 @@ def test_extract_goes_on_after_a_signal(weights, images, tmp_path, script, monke
         np.testing.assert_array_equal(cut["features"][:], straight["features"][:])
 
 
+def test_extract_sees_that_images_were_replaced(weights, images, tmp_path, script):
+    """The same names with other people in them, and a folder of the same names, are extracted anew."""
+    for folder, shift in (("a", 0), ("b", 3)):
+        (tmp_path / folder).mkdir()
+        for i in range(3):
+            shutil.copy(images[i + shift], tmp_path / folder / f"{i}.jpg")
+    out = tmp_path / "f.h5"
+
+    def extracted(folder):
+        assert run(script, "extract", "--weights", weights, "--images", tmp_path / folder, "--out", out).returncode == 0
+        with h5py.File(out) as f:
+            return f["features"][:]
+
+    expected = plain(weights, images[:6])
+    np.testing.assert_allclose(extracted("a"), expected[:3], atol=1e-5)
+    np.testing.assert_allclose(extracted("b"), expected[3:], atol=1e-5)
+    shutil.copy(images[0], tmp_path / "b" / "1.jpg")
+    np.testing.assert_allclose(extracted("b"), expected[[3, 0, 5]], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"precision": "fp64"}, {"batch_size": 0}, {"batch_size": 1.5}, {"device": "gpu"}, {"device": "meta0"}]
+)
+def test_extractor_arguments(bad, weights, images):
+    with pytest.raises(InputError):
+        reid.Extractor(weights, **bad)
+    assert reid.Extractor(weights)(path for path in images[:2]).shape == (2, 768)
+
+
+def test_output_that_nobody_reads(weights):
+    """As in `python -m reid export --help | head -1`, with more output than the pipe holds."""
+    code = "import sys; from reid.errors import reported; sys.exit(reported(lambda: print('x' * 10**6) or 0, False))"
+    child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    child.stdout.read(1)
+    child.stdout.close()
+    assert child.stderr.read() == b"" and child.wait() == 141
+    child.stderr.close()
+
+
 def test_bad_images_are_listed_and_skipped_by_choice(weights, images, tmp_path, script):
     folder = tmp_path / "images"
     folder.mkdir()
@@ -192,6 +235,10 @@ def test_bad_images_are_listed_and_skipped_by_choice(weights, images, tmp_path, 
     grey.save(folder / "grey.png")
     grey.convert("CMYK").save(folder / "cmyk.jpg")
     grey.convert("RGBA").save(folder / "alpha.png")
+    PILImage.fromarray(np.full((8, 4), 40_000, np.uint16)).save(folder / "deep.png")
+    PILImage.fromarray(np.full((8, 4), 0.5, np.float32)).save(folder / "float.tiff")
+    (folder / "gone.jpg").symlink_to(folder / "nothing.jpg")
+    shutil.copy(images[0], os.fsencode(folder) + b"/\xff.jpg")
     (folder / "empty.jpg").write_bytes(b"")
     (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "page.jpg").write_bytes(b"<html></html>")
@@ -201,9 +248,9 @@ def test_bad_images_are_listed_and_skipped_by_choice(weights, images, tmp_path, 
     flags = ["extract", "--weights", weights, "--images", folder, "--out", tmp_path / "f.h5"]
     done = run(script, *flags)
     assert done.returncode == 2 and not (tmp_path / "f.h5").exists() and "Traceback" not in done.stderr
-    for name in ("empty.jpg", "cut.jpg", "page.jpg", "huge.png"):
+    for name in ("empty.jpg", "cut.jpg", "page.jpg", "huge.png", "deep.png", "float.tiff", "gone.jpg", "udcff.jpg"):
         assert name in done.stderr
-    assert "4 of 7 images" in done.stderr and "grey.png" not in done.stderr
+    assert "8 of 11 images" in done.stderr and "grey.png" not in done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["images"]
     done = run(script, *flags, "--skip_bad")
     assert done.returncode == 0 and "3 descriptors" in done.stdout and "cut.jpg" in done.stderr
@@ -211,6 +258,7 @@ def test_bad_images_are_listed_and_skipped_by_choice(weights, images, tmp_path, 
 
 def test_extract_refusals(weights, images, tmp_path, script):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "folder.h5").mkdir()
     (tmp_path / "bad.txt").write_text("a.jpg\tx\n")
     cut = tmp_path / "cut.pth"
     cut.write_bytes(weights.read_bytes()[:100_000])
@@ -222,6 +270,7 @@ def test_extract_refusals(weights, images, tmp_path, script):
         (weights, tmp_path / "no*.jpg", "f.h5", "no image there"),
         (weights, tmp_path / "bad.txt", "f.h5", "line 1"),
         (weights, images[0], "f.csv", ".h5 or .npz"),
+        (weights, images[0], "folder.h5", "a file's name"),
         (cut, images[0], "f.h5", "cut short"),
         (other, images[0], "f.h5", "neither weights"),
         (tmp_path / "none.pth", images[0], "f.h5", "not there"),
@@ -229,7 +278,7 @@ def test_extract_refusals(weights, images, tmp_path, script):
     for file, source, out, said in cases:
         done = run(script, "extract", "--weights", file, "--images", source, "--out", tmp_path / out)
         assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
-        assert not (tmp_path / out).exists()
+        assert not (tmp_path / out).is_file()
 
 
 @pytest.mark.parametrize(("inputs", "flags"), [("nhwc", []), ("normalised", ["--no_flip"])])
@@ -295,6 +344,10 @@ def test_safetensors_and_back(weights, images, tmp_path, script):
     assert config == trained and load_tensors(out)["classes"] == 5
     assert all(torch.equal(v, expected.state_dict()[k]) for k, v in model.state_dict().items())
     whole = bytearray(out.read_bytes())
+    assert out.stat().st_mode == weights.stat().st_mode  # not its owner's alone
+    again = tmp_path / "again.safetensors"
+    run(script, "export", "--weights", weights, "--format", "safetensors", "--out", again, "--num_images", "8")
+    assert again.read_bytes() == whole
     for place in (len(whole) // 2, len(whole) - 3):
         harmed = whole.copy()
         harmed[place] ^= 4
@@ -330,9 +383,14 @@ def test_half_to_hand_on(model, form, images, tmp_path, script):
     assert again.returncode == 2 and "already there" in again.stderr  # not over itself
 
 
-def test_half_is_no_onnx(weights, tmp_path, script):
-    done = run(script, "export", "--weights", weights, "--format", "onnx", "--half", "--out", tmp_path / "m.onnx")
-    assert done.returncode == 2 and "float32" in done.stderr
+def test_export_refusals(weights, tmp_path, script):
+    for flags, said in [
+        (["--half"], "float32"),
+        (["--tolerance", "nan"], "above 0"),
+        (["--tolerance", "-1"], "above 0"),
+    ]:
+        done = run(script, "export", "--weights", weights, "--format", "onnx", "--out", tmp_path / "m.onnx", *flags)
+        assert done.returncode == 2 and said in done.stderr
 
 
 def test_export_without_its_packages(weights, tmp_path, script, monkeypatch):

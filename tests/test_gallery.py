@@ -124,6 +124,15 @@ def test_files_that_are_no_gallery(tmp_path):
         Gallery(path)
 
 
+def test_damaged_inside(tmp_path):
+    """Numbers that are no descriptor any more are told, also where the file's structure is whole."""
+    gallery = Gallery.create(tmp_path / "g.h5", MARK, entries(50))
+    with h5py.File(gallery.path, "r+") as f:
+        f["features"][33, 2] = np.nan
+    with pytest.raises(InputError, match="damaged: the feature of entry 33"):
+        gallery.search(entries(1).features, 3)
+
+
 def test_full_disk_leaves_the_old_state(tmp_path, monkeypatch):
     gallery = Gallery.create(tmp_path / "g.h5", MARK, entries(5))
     before = gallery.path.read_bytes()
@@ -231,8 +240,9 @@ def test_the_commands(weights, tiny, tmp_path, script):
     extracted = script("reid/__main__.py", "extract", "--weights", weights, "--images", *images[20:24], "--out",
                        tmp_path / "f.h5")  # fmt: skip
     assert extracted.returncode == 0 and run("add", g, "--features", tmp_path / "f.h5").returncode == 0
-    again = run("add", g, "--weights", weights, "--images", listed)
-    assert again.returncode == 2 and "already" in again.stderr
+    for source in (["--weights", weights, "--images", listed], ["--features", tmp_path / "f.h5"]):
+        again = run("add", g, *source)
+        assert again.returncode == 2 and "already" in again.stderr
     said = run("info", g).stdout
     assert "24" in said and "64x32" in said
 
@@ -240,8 +250,8 @@ def test_the_commands(weights, tiny, tmp_path, script):
     done = run("search", g, "--weights", weights, "--image", images[12], images[0], "--top", 3, "--picture", picture)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    features = plain(weights, images[:24])
-    names = [os.path.relpath(p, tmp_path) for p in images[:20]] + [p.name for p in images[20:24]]
+    features = plain(weights, [str(p) for p in images[:24]])
+    names = [os.path.relpath(p, tmp_path) for p in images[:24]]
     for start, query in ((2, 12), (7, 0)):
         distances = 2 - 2 * features @ features[query]
         for line, i in zip(lines[start : start + 3], distances.argsort(kind="stable")):
@@ -253,8 +263,8 @@ def test_the_commands(weights, tiny, tmp_path, script):
         shown = np.asarray(drawn)
     assert np.ptp(shown.reshape(-1, 3), axis=0).min() > 100
 
-    none = run("search", g, "--weights", weights, "--image", images[30], "--threshold", "-1")
-    assert none.returncode == 0 and "no entry within -1" in none.stdout
+    none = run("search", g, "--weights", weights, "--image", images[30], "--threshold", "0")
+    assert none.returncode == 0 and "no entry within 0" in none.stdout
     other = make_weights(tmp_path / "other.pth", seed=1)
     for command in (["search", g, "--weights", other, "--image", images[0]],
                     ["search", g, "--weights", weights, "--image", images[0], "--no_flip"],
@@ -270,6 +280,10 @@ def test_the_commands(weights, tiny, tmp_path, script):
         (["search", g, "--weights", weights, "--image", tmp_path / "bad.jpg"], "bad.jpg"),
         (["search", g, "--weights", weights, "--image", images[0], "--picture", tmp_path / "x.txt"], ".png"),
         (["search", g, "--weights", weights, "--image", images[0], "--top", 0], "--top"),
+        (["search", g, "--weights", weights, "--image", images[0], "--threshold", "nan"], "--threshold nan"),
+        (["search", g, "--weights", weights, "--image", images[0], "--threshold", "-1"], "--threshold -1"),
+        (["search", g, "--weights", weights, "--image", images[0], "--gpus", "-3"], "--gpus"),
+        (["remove", g, "--pids", "-1"], "--pids -1"),
         (["create", g, "--weights", weights, "--images", images[0]], "already there"),
         (["create", tmp_path / "h.h5", "--weights", weights], "either"),
         (["add", g, "--features", weights], "no features.h5"),

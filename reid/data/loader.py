@@ -24,15 +24,22 @@ MAX_PIXELS = 64_000_000  # a person crop is far smaller; a larger header is dama
 def decode(path: str, height: int, width: int) -> np.ndarray:
     """RGB pixels (height, width, 3) uint8, resized by Pillow's bilinear filter (with antialias).
 
-    Raises MissingInput, or InputError when the file is no image, damaged, or larger than MAX_PIXELS.
+    Raises MissingInput, or InputError when the file is no image, damaged, larger than MAX_PIXELS, of more than 8 bits
+    a channel, or named in bytes that are no text.
     """
     try:
+        path.encode()
         with PILImage.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise InputError(f"{path}: {image.width} x {image.height} pixels, expected a crop of a person")
+            if image.mode[0] in "IF":
+                raise InputError(f"{path} has more than 8 bits a channel (mode {image.mode}), and how bright its white "
+                                 "is nobody knows; convert it to 8 bits")  # fmt: skip
             return np.asarray(image.convert("RGB").resize((width, height), PILImage.Resampling.BILINEAR))
     except InputError:
         raise
+    except UnicodeEncodeError as e:
+        raise InputError(f"image {path!r}: its name is no UTF-8 text; rename it") from e
     except FileNotFoundError as e:
         raise MissingInput(f"image {path} is not there; was it moved after the dataset was prepared?") from e
     except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and others for bad files

@@ -33,7 +33,7 @@ INPUTS = ("nhwc", "nchw", "normalised")
 NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "safetensors": ("safetensors",), "pth": ()}
 TOLERANCE, HALF_TOLERANCE = 1e-4, 1e-3  # of a descriptor's numbers
 SMALL = 1 << 16  # numbers of a tensor
-SLACK = 0.1  # of the tolerance: squared distances closer than this may change places
+SLACK = 0.1  # of these tolerances: squared distances closer than this may change places
 
 
 class Descriptor(nn.Module):
@@ -155,6 +155,8 @@ def main(arguments) -> int:
         raise InputError(f"{out} is already there; give another --out, or --overwrite")
     if a.tolerance is None:
         a.tolerance = HALF_TOLERANCE if a.half else TOLERANCE
+    if not a.tolerance > 0:
+        raise InputError(f"--tolerance {a.tolerance}: must be above 0")
     if a.num_images < 2:
         raise InputError(f"--num_images {a.num_images}: a ranking needs at least 2")
     model, config = read_weights(weights)
@@ -197,7 +199,7 @@ def write(out: Path, a, model: nn.Module, config: Config, weights: Path, pixels:
         else:
             write_plain(temporary, a.format, a.half, model, config, load_tensors(weights).get("classes", 0), metadata)
             got = reference(read_weights(temporary)[0], pixels, not a.no_flip)
-        difference, changes = parity(expected, got, SLACK * a.tolerance)
+        difference, changes = parity(expected, got, SLACK * (HALF_TOLERANCE if a.half else TOLERANCE))
         print(f"{'images':<28}{len(pixels):>12}\n{'largest difference':<28}{difference:>12.2e}   allowed "
               f"{a.tolerance:.0e}\n{'changes of the ranking':<28}{changes:>12}   allowed 0")  # fmt: skip
         if difference > a.tolerance or changes:

@@ -1,6 +1,7 @@
 """Descriptors of any images: in Python (Extractor), on the command line (python -m reid extract)."""
 
 import glob
+import hashlib
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from reid.data.loader import ImageStore, decode, in_order
 from reid.data.records import Image
 from reid.errors import InputError, MissingInput
-from reid.evaluation.features import describe, extract_file, read_h5
+from reid.evaluation.features import common_folder, describe, extract_file, read_h5
 from reid.models import read_weights
 from reid.models.files import sha256
 from reid.models.rrid import SlotLayer
@@ -26,6 +27,7 @@ from reid.runs import atomic_file, pick_device
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 LISTS = (".txt", ".tsv")
+PRECISIONS = ("fp32", "tf32", "bf16")
 
 
 class Extractor:
@@ -50,17 +52,23 @@ class Extractor:
         batch_size: int = 32,
         num_workers: int = 4,
     ):
+        if precision not in PRECISIONS or not isinstance(batch_size, int) or batch_size < 1:
+            raise InputError(f"precision {precision!r}, batch_size {batch_size!r}: expected one of "
+                             f"{', '.join(PRECISIONS)}, and a whole number from 1 up")  # fmt: skip
+        try:
+            self.device = torch.zeros(0, device=device).device
+        except (RuntimeError, AssertionError) as e:  # torch's, of a build without CUDA too
+            raise InputError(f"device {device!r} cannot be used here: {e}") from e
         model, config = read_weights(weights)
         self.size, self.flip, self.precision = (config.h, config.w), flip, precision
         self.batch_size, self.num_workers = batch_size, num_workers
-        self.device = torch.device(device)
         self.weights, self.sha256 = Path(weights), sha256(Path(weights))
         self.model = prepare(model.to(self.device), self.size, precision, compile)
 
-    def __call__(self, images: Sequence[str | Path | np.ndarray]) -> np.ndarray:
+    def __call__(self, images: Iterable[str | Path | np.ndarray]) -> np.ndarray:
         if isinstance(images, (str, Path)) or getattr(images, "ndim", 1) == 3:
             raise InputError("one image came, expected a sequence of them: put it into a list")
-        rows = [d.flatten(1).cpu() for d in self.describe(self.batches(images))]
+        rows = [d.flatten(1).cpu() for d in self.describe(self.batches(list(images)))]
         return torch.cat(rows).numpy() if rows else np.zeros((0, 0), np.float32)
 
     def describe(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -159,7 +167,7 @@ def find_images(sources: Sequence[str]) -> list[Image]:
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir())
             images = [Image(str(p), -1, -1) for p in files]
         elif path.is_file():
             images = read_list(path) if path.suffix.lower() in LISTS else [Image(source, -1, -1)]
@@ -220,46 +228,61 @@ def readable(images: list[Image], size: tuple[int, int], num_workers: int, skip_
 
 
 def add_extractor_flags(parser) -> None:
-    parser.add_argument("--precision", choices=("auto", "fp32", "tf32", "bf16"), default="auto",
+    parser.add_argument("--precision", choices=("auto", *PRECISIONS), default="auto",
                         help="of the backbone; auto: bf16 on CUDA, fp32 on the CPU (default auto)")  # fmt: skip
     parser.add_argument("--compile", action="store_true", default=False, help="torch.compile the backbone first")
     parser.add_argument("--no_flip", action="store_true", default=False, help="leave the mirror image out")
     parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="default 32")
     parser.add_argument("--num_workers", type=int, default=4, metavar="N", help="decoding threads (default 4)")
     parser.add_argument("--gpus", type=int, nargs=1, default=[0], help="CUDA device; without CUDA the CPU")
+
+
+def add_images_flags(parser, required: bool) -> None:
+    parser.add_argument("--weights", required=required, default=None, help="weights.pth or .safetensors")
+    parser.add_argument("--images", required=required, default=None, nargs="+",
+                        help="folders, patterns, lists (.txt) or image files")  # fmt: skip
     parser.add_argument("--skip_bad", action="store_true", default=False, help="list unreadable images, go on without")
+    add_extractor_flags(parser)
 
 
 def make_extractor(weights: str | Path, a) -> Extractor:
     """By the flags of add_extractor_flags."""
-    if a.batch_size < 1 or a.num_workers < 0:
-        raise InputError("--batch_size must be at least 1, --num_workers at least 0")
+    if a.batch_size < 1 or a.num_workers < 0 or a.gpus[0] < 0:
+        raise InputError("--batch_size must be at least 1, --num_workers and --gpus at least 0")
     device = pick_device(tuple(a.gpus))
     precision = a.precision if a.precision != "auto" else "bf16" if device.type == "cuda" else "fp32"
     return Extractor(weights, device, precision, a.compile, not a.no_flip, a.batch_size, a.num_workers)
 
 
 def extract_to(path: Path, extractor: Extractor, images: list[Image]) -> None:
-    """A features.h5 whose images are all gallery; goes on where an earlier call was stopped."""
+    """A features.h5 whose images are all gallery; goes on where an earlier call of the same images was stopped."""
     store = ImageStore(images, *extractor.size, extractor.num_workers, device=extractor.device)
     extract_file(
         path, extractor.model, lambda start: store.batches(in_order(len(images), extractor.batch_size, start)), [],
-        images, extractor.device, extractor.sha256, "none", extractor.flip, extractor.precision,
-        size=f"{extractor.size[0]}x{extractor.size[1]}",
+        images, extractor.device, extractor.sha256, content_of(images), extractor.flip,
+        extractor.precision, size=f"{extractor.size[0]}x{extractor.size[1]}",
+        folder=common_folder([image.path for image in images]),
     )  # fmt: skip
 
 
+def content_of(images: list[Image]) -> str:
+    """SHA-256 over the bytes of all files: an image that was replaced is another one, whatever its name."""
+    total = hashlib.sha256()
+    for image in images:
+        with open(image.path, "rb") as f:
+            total.update(hashlib.file_digest(f, "sha256").digest())
+    return total.hexdigest()
+
+
 def add_arguments(parser) -> None:
-    parser.add_argument("--weights", required=True, help="weights.pth or .safetensors")
-    parser.add_argument("--images", required=True, nargs="+", help="folders, patterns, lists (.txt) or image files")
+    add_images_flags(parser, required=True)
     parser.add_argument("--out", required=True, help="features .h5, or .npz (features, names, pids, camids)")
-    add_extractor_flags(parser)
 
 
 def main(arguments) -> int:
     a, out = arguments, Path(arguments.out)
-    if out.suffix not in (".h5", ".npz"):
-        raise InputError(f"--out {out}: expected a name that ends in .h5 or .npz")
+    if out.suffix not in (".h5", ".npz") or out.is_dir():
+        raise InputError(f"--out {out}: expected a file's name that ends in .h5 or .npz")
     images = find_images(a.images)
     extractor = make_extractor(a.weights, a)
     images = readable(images, extractor.size, a.num_workers, a.skip_bad)

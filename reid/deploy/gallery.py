@@ -137,7 +137,11 @@ class Gallery:
                 piece = buffer[: min(step, len(data) - start)]
                 data.read_direct(piece, np.s_[start : start + len(piece)])
                 found = np.empty((len(queries), len(piece)), np.float32)
-                products(-queries, piece.astype(np.float32, copy=False), found)
+                piece = piece.astype(np.float32, copy=False)
+                if len(odd := odd_lengths(piece)):
+                    raise InputError(f"gallery {self.path} is damaged: the feature of entry {start + odd[0]} has not "
+                                     "length 1; create it again from its images")  # fmt: skip
+                products(-queries, piece, found)
                 best = nearest(found, min(top, len(piece)))
                 keys = np.concatenate([keys, np.take_along_axis(found, best, 1)], 1)
                 rows = np.concatenate([rows, best + start], 1)
@@ -179,16 +183,21 @@ def check(entries: Entries, width: int, present: set[str]) -> None:
         raise InputError(f"features have shape {f.shape} for {len(entries.names)} names; expected width {width}")
     step = max(1, CHUNK // max(1, width))
     for i in range(0, len(f), step):
-        squares = (f[i : i + step].astype(np.float32) ** 2).sum(1)
-        bad = np.flatnonzero(~(abs(squares - 1) < UNIT_TOLERANCE))
-        if len(bad):
-            raise InputError(f"feature {entries.names[i + bad[0]]} has squared length "
-                             f"{squares[bad[0]]:.4g}, expected 1")  # fmt: skip
+        if len(odd := odd_lengths(f[i : i + step].astype(np.float32, copy=False))):
+            raise InputError(f"feature {entries.names[i + odd[0]]} has not length 1; the weights or the file it came "
+                             "from may be damaged")  # fmt: skip
     seen = set(present)
     twice = [n for n in entries.names if n in seen or seen.add(n)]
     if twice:
         raise InputError(f"{len(twice)} of {len(f)} names are in the gallery already, or twice, as {twice[0]}; nothing "
                          "was added. gallery remove takes entries out")  # fmt: skip
+
+
+def odd_lengths(features: np.ndarray) -> np.ndarray:
+    """Rows of float32 (M, F) that are not of unit length, NaN among them."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = np.vecdot(features, features)
+    return np.flatnonzero(~(abs(squares - 1) < UNIT_TOLERANCE))
 
 
 def write(

@@ -9,7 +9,7 @@ from PIL import ImageDraw
 from tqdm import tqdm
 
 from reid.data.loader import ImageStore, decode, in_order
-from reid.deploy.extract import Extractor, add_extractor_flags, find_images, make_extractor, readable
+from reid.deploy.extract import Extractor, add_extractor_flags, add_images_flags, find_images, make_extractor, readable
 from reid.deploy.gallery import Answers, Entries, Fingerprint, Gallery
 from reid.errors import InputError, MissingInput
 from reid.evaluation.features import read_h5
@@ -28,10 +28,8 @@ def add_arguments(parser) -> None:
 
     for name in ("create", "add"):
         sub = action(name, f"{name} from --weights and --images, or from a --features file of extract")
-        sub.add_argument("--weights", default=None, help="weights.pth or .safetensors")
-        sub.add_argument("--images", nargs="+", default=None, help="folders, patterns, lists (.txt) or image files")
+        add_images_flags(sub, required=False)
         sub.add_argument("--features", default=None, help="a .h5 that extract or evaluate.py wrote (its gallery)")
-        add_extractor_flags(sub)
         if name == "create":
             sub.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of what is stored")
     sub = action("remove", "take entries out by name or by identity")
@@ -61,7 +59,7 @@ def put(a) -> int:
     if bool(a.features) == bool(a.images) or bool(a.images) != bool(a.weights):
         raise InputError("give either --weights and --images, or --features")
     if a.features:
-        mark, entries = from_features(Path(a.features))
+        mark, entries = from_features(Path(a.features), path)
     else:
         images = find_images(a.images)
         extractor = make_extractor(a.weights, a)
@@ -75,7 +73,7 @@ def put(a) -> int:
             for d in extractor.describe(store.batches(in_order(len(images), extractor.batch_size))):
                 rows.append(d.flatten(1).cpu().numpy())
                 bar.update(len(d))
-        names = [Path(os.path.relpath(i.path, path.parent)).as_posix() for i in images]
+        names = [beside(i.path, path) for i in images]
         labels = np.array([(i.pid, i.camid) for i in images], np.int64)
         entries = Entries(np.concatenate(rows), names, labels[:, 0], labels[:, 1])
     if gallery is None:
@@ -86,12 +84,17 @@ def put(a) -> int:
     return 0
 
 
+def beside(image: str, gallery: Path) -> str:
+    """A path relative to the gallery's folder."""
+    return Path(os.path.relpath(image, gallery.parent)).as_posix()
+
+
 def fingerprint(extractor: Extractor) -> Fingerprint:
     return Fingerprint(extractor.sha256, f"{extractor.size[0]}x{extractor.size[1]}", extractor.flip)
 
 
-def from_features(path: Path) -> tuple[Fingerprint, Entries]:
-    """The gallery side of a features.h5. Raises MissingInput, InputError."""
+def from_features(path: Path, target: Path) -> tuple[Fingerprint, Entries]:
+    """The gallery side of a features.h5, for the gallery `target`. Raises MissingInput, InputError."""
     if not path.is_file():
         raise MissingInput(f"features file {path} is not there; python -m reid extract writes one")
     try:
@@ -102,12 +105,16 @@ def from_features(path: Path) -> tuple[Fingerprint, Entries]:
             raise
         raise InputError(f"{path} is no features.h5 of this project, or damaged: {e}; extract it again") from e
     features, pids, camids, names = sides["gallery"]
+    if folder := attrs.get("folder"):  # extract's say where the images are; evaluate.py's are relative to a dataset
+        names = [beside(os.path.join(folder, name), target) for name in names]
     return mark, Entries(features, names, pids, np.full(len(names), -1) if camids is None else camids)
 
 
 def remove(a) -> int:
     if not a.names and not a.pids:
         raise InputError("give --names or --pids of what is to be removed")
+    if min(a.pids, default=0) < 0:
+        raise InputError(f"--pids {min(a.pids)}: entries without identity have none; remove them by --names")
     gallery = Gallery(a.gallery)
 
     def chosen(names: list[str], pids: np.ndarray) -> np.ndarray:
@@ -123,6 +130,10 @@ def remove(a) -> int:
 def search(a) -> int:
     if a.top < 1:
         raise InputError(f"--top {a.top}: at least 1")
+    if not a.threshold >= 0:
+        raise InputError(f"--threshold {a.threshold}: a squared distance, 0 to 4")
+    if a.picture:
+        kind_of(Path(a.picture))
     gallery = Gallery(a.gallery)
     extractor = make_extractor(a.weights, a)
     gallery.refuse_other(fingerprint(extractor))
@@ -131,7 +142,7 @@ def search(a) -> int:
         print(f"{image}\n{'rank':>6}{'distance':>10}{'pid':>8}{'camid':>7}  name")
         for i, (distance, name, pid, camid) in enumerate(zip(*answers[1:]), 1):
             known = ["-" if x < 0 else x for x in (pid, camid)]
-            print(f"{i:>6}{distance:>10.4f}{known[0]:>8}{known[1]:>7}  {name}")
+            print(f"{i:>6}{distance:>10.4f}{known[0]:>8}{known[1]:>7}  {name if name.isprintable() else repr(name)}")
         if not answers.names:
             print(f"  no entry within {a.threshold:g}")
     if a.picture:
@@ -165,13 +176,18 @@ def draw_answers(queries: list[str], found: list[Answers], root: Path) -> PILIma
     return picture
 
 
-def save_picture(picture: PILImage.Image, path: Path) -> None:
+def kind_of(path: Path) -> str:
+    """Pillow's name of a picture's format. Raises InputError for one that is not written here."""
     kind = PILImage.registered_extensions().get(path.suffix.lower())
     if kind not in ("PNG", "JPEG", "WEBP"):
         raise InputError(f"--picture {path}: expected a name that ends in .png, .jpg or .webp")
+    return kind
+
+
+def save_picture(picture: PILImage.Image, path: Path) -> None:
     try:
         with atomic_file(path) as temporary:
-            picture.save(temporary, kind)
+            picture.save(temporary, kind_of(path))
     except OSError as e:
         raise InputError(f"{path} cannot be written: {e}") from e
 

@@ -149,12 +149,14 @@ def extract_file(
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """File names; where two are the same, paths below the common folder."""
-    names = [os.path.basename(p) for p in paths]
-    if len(set(names)) < len(names):
-        root = os.path.commonpath(paths)
-        names = [os.path.relpath(p, root) for p in paths]
-    return names
+    """Paths below the folder that all have in common."""
+    root = common_folder(paths)
+    return [os.path.relpath(p, root) for p in paths]
+
+
+def common_folder(paths: Sequence[str]) -> str:
+    """Absolute."""
+    return os.path.commonpath({os.path.dirname(os.path.abspath(p)) for p in paths})
 
 
 def create(path: Path, attrs: dict, labels: dict, shape: tuple[int, int], dtype: str) -> None:

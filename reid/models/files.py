@@ -43,19 +43,20 @@ def load_safetensors(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is a safetensors file; reading it needs: pip install safetensors") from e
     with safe_open(path, "pt") as f:
         metadata, state = f.metadata() or {}, {name: f.get_tensor(name) for name in sorted(f.keys())}
-    if "rrid" not in metadata:
-        return state
-    return {**json.loads(metadata["rrid"]), "state": state, "digest": metadata["digest"]}
+    return {**json.loads(metadata["rrid"]), "state": state} if "rrid" in metadata else state
 
 
-def save_safetensors(path: Path, content: dict[str, Any], metadata: dict[str, str]) -> None:
-    """Writes content (format, config, classes, state) with its digest, and `metadata`, texts for readers."""
+def save_safetensors(path: Path, content: dict[str, Any], about: dict[str, str]) -> None:
+    """Writes content (format, config, classes, state), `about` it, and the digest of both."""
     from safetensors.torch import save_file
 
     state = {name: content["state"][name].contiguous() for name in sorted(content["state"])}
-    plain = {k: v for k, v in content.items() if k != "state"}
-    entries = {"format": "pt", **metadata, "rrid": json.dumps(plain), "digest": digest({**plain, "state": state})}
-    save_file(state, path, entries)
+    plain = {k: v for k, v in content.items() if k != "state"} | {"about": about}
+    plain["digest"] = digest({**plain, "state": state})
+    path.touch()  # with the mode of any new file; the library makes one that only its owner reads
+    mode = path.stat().st_mode
+    save_file(state, path, {"rrid": json.dumps(plain)})  # one entry: of several the library shuffles the order
+    path.chmod(mode)
 
 
 def sha256(path: Path) -> str:
