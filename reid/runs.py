@@ -1,5 +1,6 @@
 """Run folders and what every command needs around its work: the device, the log, atomic files."""
 
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -10,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -71,6 +72,37 @@ def atomic_file(path: Path) -> Iterator[Path]:
         os.close(folder)
 
 
+@contextmanager
+def locked(path: Path, waits: bool = True) -> Iterator[None]:
+    """Alone among processes at what `path` stands for, by a lock file beside it; a killed process lets go of it.
+
+    Where another one is there, waits for it and says so, or raises InputError.
+    """
+    lock, held = path.with_name(path.name + ".lock"), False
+    while not held:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = lock.open("w")
+        except OSError as e:
+            raise InputError(f"{path} cannot be changed: {e}; give a folder that can be written") from e
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not waits:
+                    raise InputError(
+                        f"another process is at work on {path}; type the same again when it is done"
+                    ) from None
+                print(f"waiting for another process that changes {path}", file=sys.stderr)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            held = lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat())  # not a removed one's
+            if held:
+                try:
+                    yield
+                finally:
+                    lock.unlink()
+
+
 def write_json(path: Path, content: dict) -> None:
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
@@ -86,15 +118,17 @@ class Run:
         self.folder = folder
         self.silent = silent
         self.events = None
+        self.alone = ExitStack()
+        if not silent:  # a run that is at work is not resumed beside itself
+            self.alone.enter_context(locked(folder / "checkpoint.pth", waits=False))
+            for stale in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+                stale.unlink()
 
     @classmethod
     def open(cls, config: Config, first: bool = True) -> "Run":
         """A new run, or the one that config.resume means. Processes that are not the first call it after the first."""
         if config.resume:
-            folder = find_unfinished(config)
-            for stale in folder.glob(".*.tmp") if first else ():  # of a process that was killed while it wrote
-                stale.unlink()
-            return cls(folder, not first)
+            return cls(find_unfinished(config), not first)
         return cls.create(config) if first else cls(Path(config.exp_dir), silent=True)
 
     @classmethod
@@ -178,6 +212,7 @@ class Run:
     def close(self) -> None:
         if self.events is not None:
             self.events.close()
+        self.alone.close()
 
 
 def is_finished(folder: Path) -> bool:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from reid.config import Config
 from reid.profiles import from_flags
 from reid.report.ablate import find_run, parse_vary, plan
 from reid.report.table import COLUMNS, covered, markdown, read_runs, summary
+from reid.runs import locked
 
 
 def ablate(*argv, **options) -> subprocess.CompletedProcess:
@@ -31,7 +33,8 @@ def test_values_to_vary():
 
 @pytest.mark.parametrize("text, words", [
     ("stripe=6", "did you mean stripes?"),
-    ("stripes", "expected FIELD=A,B"),
+    ("stripes", "with a training flag, for"),
+    ("pooling=max,,", "expected FIELD=A,B"),
     ("stripes=six", "stripes takes values like"),
     ("exp_dir=a,b", "expected FIELD=A,B with a training flag"),
     ("rerank=true", "training flag"),
@@ -152,6 +155,43 @@ def test_covered_bands(ablated, script, tmp_path, monkeypatch):
     assert "occlude" not in done.stdout.split("mAP with one sixth")[0]
 
 
+def test_a_run_counts_once(ablated, script, tmp_path):
+    """Named twice, or copied, it is no second seed; a damaged one is told and does not end the others."""
+    logs = ablated[0]
+    twin, damaged = tmp_path / "logs" / "twin", tmp_path / "logs" / "damaged"
+    run = sorted(p.parent for p in logs.glob("tiny/*/weights.pth"))[0]
+    shutil.copytree(run, twin)
+    shutil.copytree(run, damaged)
+    (damaged / "eval-tiny" / "result.json").write_text('{"map": "a", "cmc": [1], "minp": null}')
+    rows, left_out = read_runs([logs, run, twin, damaged])
+    assert len(rows) == 4 and len(left_out) == 2
+    assert "same configuration and seed" in left_out[0] and "ValueError" in left_out[1]
+    for name in ("x.txt", "folder.csv", "file/x.csv"):
+        (tmp_path / "folder.csv").mkdir(exist_ok=True)
+        (tmp_path / "file").write_text("")
+        done = script("reid/__main__.py", "table", logs, "--csv", tmp_path / name)
+        assert done.returncode == 2 and name in done.stderr and "Traceback" not in done.stderr
+    assert script("reid/__main__.py", "table", logs).returncode == 0
+
+
+def test_width_of_a_dataset_with_underscores(ablated, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(sorted(p.parent for p in ablated[0].glob("tiny/*/weights.pth"))[0], run)
+    (run / "eval-tiny").rename(run / "eval-my_tiny_set")
+    (run / "eval-my_tiny_set_rerank").mkdir()
+    shutil.copy(run / "eval-my_tiny_set" / "result.json", run / "eval-my_tiny_set_rerank")
+    assert [row.width for row in read_runs([run])[0]] == [768, 768]
+
+
+def test_a_cell_at_work_elsewhere_is_left_alone(small_run, tmp_path):
+    flags = [*small_run, "--max_steps", 2, "--exp_dir", tmp_path, "--vary", "lr=0.5"]
+    *_, name = ablate(*flags, "--dry_run").stdout.split()
+    with locked(tmp_path / "tiny" / name, waits=False):
+        done = ablate(*flags)
+    assert done.returncode == 1 and "another process is at work on" in done.stdout, done.stdout
+    assert "Traceback" not in done.stderr and done.stdout.count("| rrid |") == 1
+
+
 def test_published_numbers_stand_beside(ablated):
     """Beside the method itself on the published data; not beside a variant, nor on other data."""
     row = read_runs([ablated[0]])[0][0]
@@ -195,6 +235,8 @@ def test_stopped_cells_go_on(small_run, tmp_path):
 
 @pytest.mark.parametrize("flags, words", [
     (["--vary", "stripes=6", "--seeds", "0"], "--seeds 0 is too small"),
+    (["--vary", "h=64", "--profile", "nope"], "error: --profile nope is unknown"),
+    (["--vary", "h=64", "--csv", "docs"], "--csv docs: expected a file's name"),
     (["--vary", "stripes=6", "--name", "x"], "--name belongs to a single run"),
     ([], "--vary"),
     (["--vary", "stripes=6", "--strips", "4"], "did you mean --stripes"),

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import h5py
 import numpy as np
@@ -127,6 +128,20 @@ def test_signal_ends_after_the_batch(tmp_path, number):
     model = Slots()
     to_file(tmp_path / "features.h5", model)
     assert model.images == 2 * (COUNT - 24)
+
+
+def test_two_at_once_share_the_work(tmp_path, capfd):
+    """The second of two equal commands waits, and takes what the first has made."""
+    path, models = tmp_path / "features.h5", [Slots(), Slots()]
+
+    def work(model):
+        return stacked(to_file(path, model, lambda start: load(start, pause=0.02)))
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(work, models)
+    np.testing.assert_array_equal(first, second)
+    assert sorted(model.images for model in models) == [0, 2 * COUNT]
+    assert "waiting for another process" in capfd.readouterr().err and os.listdir(tmp_path) == ["features.h5"]
 
 
 def test_killed_extraction_equals_the_straight_one(tmp_path):

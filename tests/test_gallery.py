@@ -17,8 +17,9 @@ from PIL import Image as PILImage
 from test_deploy import make_weights, plain
 
 from reid.deploy import gallery as module
-from reid.deploy.gallery import Entries, Fingerprint, Gallery, locked
+from reid.deploy.gallery import Entries, Fingerprint, Gallery
 from reid.errors import InputError, MissingInput
+from reid.runs import locked
 
 MARK = Fingerprint("0" * 64, "64x32", True)
 
@@ -144,7 +145,7 @@ def test_full_disk_leaves_the_old_state(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="as it was"):
         gallery.add(MARK, entries(3, first=10))
     assert gallery.path.read_bytes() == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["g.h5", "g.h5.lock"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["g.h5"]
 
 
 ADDING = """
@@ -191,7 +192,7 @@ def test_killed_while_adding(tmp_path):
     features, _, pids, _ = content(gallery)
     assert reported <= set(steps) and (features[1:].argmax(1) == pids[1:] % 64).all()
     gallery.add(MARK, entries(1, width=64, first=5))  # no lock is left, and what the killed left is cleaned away
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["g.h5", "g.h5.lock"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["g.h5"]
 
 
 def test_a_second_change_waits(tmp_path, capsys):

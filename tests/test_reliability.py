@@ -18,6 +18,7 @@ from reid.config import Config
 from reid.errors import InputError, Interrupted
 from reid.models.rrid import RRID
 from reid.profiles import from_flags
+from reid.runs import locked
 from reid.training import checkpoint, trainer
 from reid.training.step import TrainStep
 
@@ -156,6 +157,18 @@ def test_full_disk_loses_nothing(config, tmp_path, monkeypatch):
     assert checkpoint.load_latest(folder, print)["step"] == 16
     weights = trainer.train(Config(**{**vars(config), "resume": str(folder)}))
     assert weights.exists() and not list(folder.glob(".*.tmp"))
+
+
+def test_a_run_at_work_is_not_resumed_beside_itself(config, tmp_path, monkeypatch):
+    with pytest.raises(Interrupted):
+        run(config, monkeypatch, 4)
+    (folder,) = (tmp_path / "tiny").iterdir()
+    before = (folder / "metrics.jsonl").read_bytes()
+    with locked(folder / "checkpoint.pth"), pytest.raises(InputError, match="another process is at work"):
+        trainer.train(Config(**{**vars(config), "resume": str(folder)}))
+    assert (folder / "metrics.jsonl").read_bytes() == before
+    trainer.train(Config(**{**vars(config), "resume": str(folder)}))
+    assert (folder / "weights.pth").is_file() and not list(folder.glob("*.lock"))
 
 
 def test_changes_at_resume_can_be_allowed(config, tmp_path, monkeypatch, capsys):

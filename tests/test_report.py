@@ -358,10 +358,26 @@ def test_unwritable_and_hopeless_input(features, tmp_path, capsys, monkeypatch, 
     assert main(["report", str(tmp_path / "y.h5")]) == 2
     assert "cannot be written" in capsys.readouterr().err
     assert main(["report", str(trained), "--maps", "nobody.jpg"]) == 2
-    assert "neither an image of the dataset nor a file" in capsys.readouterr().err
+    assert "neither a query or gallery image nor a file" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["report", str(trained)]) == 2
     assert 'pip install -e ".[report]"' in capsys.readouterr().err
+
+
+def test_images_that_were_asked_for_and_are_not_there(evaluated, capsys, tmp_path):
+    """A typed flag that cannot be met is an error, and the page that is there stays; without flags it is a warning."""
+    assert main(["report", str(evaluated)]) == 0
+    page = evaluated / "report.html"
+    before = page.read_bytes()
+    for flags in (["--split", "7"], ["--dataset_path", str(tmp_path)], ["--dataset_type", "market1501"]):
+        assert main(["report", str(evaluated), *flags]) == 2
+        assert "so numbers and curves only" in capsys.readouterr().err and page.read_bytes() == before
+
+
+def test_features_that_are_all_equal(features, tmp_path):
+    np.savez(tmp_path / "x.npz", query_features=np.ones_like(features.query.features), query_pids=features.query.pids,
+             gallery_features=np.ones_like(features.gallery.features), gallery_pids=features.gallery.pids)  # fmt: skip
+    assert main(["report", str(tmp_path / "x.npz")]) == 0
 
 
 def test_facts_name_what_differs_and_what_was_expected():

@@ -6,9 +6,7 @@ change writes a whole new file beside the old one and puts it in its place, unde
 other.
 """
 
-import fcntl
 import glob
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +17,7 @@ import numpy as np
 
 from reid.errors import InputError, MissingInput
 from reid.evaluation.distances import CHUNK, UNIT_TOLERANCE, nearest, products
-from reid.runs import atomic_file
+from reid.runs import atomic_file, locked
 
 FORMAT = 1
 
@@ -68,7 +66,7 @@ class Gallery:
     def create(cls, path: str | Path, fingerprint: Fingerprint, entries: Entries, dtype: str = "float32") -> "Gallery":
         """A new gallery of the entries. Raises InputError when the file is there already, or entries are unsound."""
         path = Path(path)
-        with locked(path):
+        with alone(path):
             if path.exists():
                 raise InputError(f"{path} is already there; gallery add adds to it")
             check(entries, entries.features.shape[1], set())
@@ -104,7 +102,7 @@ class Gallery:
 
     def add(self, fingerprint: Fingerprint, entries: Entries) -> None:
         """Adds entries at the end, all or none. Raises InputError for another fingerprint, names that are there."""
-        with locked(self.path):
+        with alone(self.path):
             self.refuse_other(fingerprint)
             check(entries, self.width, set(self.labels()[0]))
             with self.open() as old:
@@ -112,7 +110,7 @@ class Gallery:
 
     def remove(self, chosen: Callable[[list[str], np.ndarray], np.ndarray]) -> int:
         """Takes out the entries for which chosen(names, pids) is true (M,); returns how many."""
-        with locked(self.path):
+        with alone(self.path):
             names, pids, _ = self.labels()
             kept = ~chosen(names, pids)
             if not kept.all():
@@ -158,20 +156,10 @@ class Gallery:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Alone among processes that change the gallery; waits for the others, and says so. A killed one lets go."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_name(path.name + ".lock").open("w")
-    except OSError as e:
-        raise InputError(f"{path} cannot be changed: {e}") from e
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another process that changes {path}", file=sys.stderr)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):  # of a process that was killed
+def alone(path: Path) -> Iterator[None]:
+    """Alone among processes that change the gallery; what a killed one left is cleaned away."""
+    with locked(path):
+        for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
             stale.unlink(missing_ok=True)
         yield
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from reid.data.records import Image
 from reid.data.transforms import normalise
 from reid.errors import InputError, Interrupted, MissingInput
 from reid.processes import from_first, gather_rows, signals_noted, wait, world
-from reid.runs import autocast
+from reid.runs import autocast, locked
 
 ROWS = 1 << 12  # checked or converted at once
 
@@ -113,23 +114,28 @@ def extract_file(
         "subset": ["query"] * len(query) + ["gallery"] * len(gallery),
     }
     first = world().first  # of several processes, that one writes
+    with locked(path) if first else nullcontext():  # two commands of the same work: the second finds it done
+        fill_file(path, model, load, header, labels, device, flip, precision, dtype)
+    wait()
+    return read_features(path)
+
+
+def fill_file(path: Path, model: nn.Module, load, header: dict, labels: dict, device, flip, precision, dtype) -> None:
+    """extract_file's work, alone at `path`."""
+    total, first = len(labels["names"]), world().first
     partial = path.with_name(path.name + ".partial")
     rows, done = None, 0
     if first and same_header(path, header, labels, dtype):
-        done = len(images)
+        done = total
     elif first:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise InputError(f"{path.parent} cannot be made: {e}; give a writable --exp_dir") from e
         rows = open_rows(partial) if same_header(partial, header, labels, dtype) else None
         done = 0 if rows is None else count_written(rows)
     done = from_first(done, device)
-    bar = tqdm(total=len(images), initial=done, desc="features", unit=" images", disable=None if first else True)
+    bar = tqdm(total=total, initial=done, desc="features", unit=" images", disable=None if first else True)
     with bar, signals_noted() as received:
-        for features in describe(model, load(done), device, flip, precision) if done < len(images) else ():
+        for features in describe(model, load(done), device, flip, precision) if done < total else ():
             if first and rows is None:
-                shape = (len(images), features[0].numel())
+                shape = (total, features[0].numel())
                 bands = {"bands": model.bands} if hasattr(model, "bands") else {}  # of the body: reid/report/slots.py
                 create(partial, header | {"slots": features.shape[1:]} | bands, labels, shape, dtype)
                 rows = open_rows(partial)
@@ -138,14 +144,12 @@ def extract_file(
             done += len(features)
             bar.update(len(features))
             if from_first(len(received), device):
-                raise Interrupted(f"stopped after {done} of {len(images)} images; the same command goes on from there")
-    if done != len(images):
-        raise InputError(f"{len(images)} images to extract, but only {done} came")
+                raise Interrupted(f"stopped after {done} of {total} images; the same command goes on from there")
+    if done != total:
+        raise InputError(f"{total} images to extract, but only {done} came")
     if rows is not None:
         rows.flush()
         os.replace(partial, path)
-    wait()
-    return read_features(path)
 
 
 def short_names(paths: Sequence[str]) -> list[str]:

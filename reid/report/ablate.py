@@ -24,8 +24,8 @@ from reid.flags import add_flags, given_flags, to_flags
 from reid.models.rrid import check_height
 from reid.processes import signals_noted
 from reid.profiles import from_flags, profile, run_name
-from reid.report.table import read_runs, show
-from reid.runs import is_finished
+from reid.report.table import check_csv, read_runs, show
+from reid.runs import is_finished, locked
 
 SCRIPTS = Path(__file__).resolve().parents[2]  # where train.py and evaluate.py stand
 OWN = ("vary", "grid", "seeds", "jobs", "dry_run", "csv", "command")  # of this command, not of the configuration
@@ -66,7 +66,11 @@ def main(arguments) -> int:
     for name in ("name", "resume", "allow_changes"):
         if name in given:
             raise InputError(f"--{name} belongs to a single run; ablate names its cells and continues them by itself")
+    if a.csv:
+        check_csv(Path(a.csv))  # before the long work
     cells, impossible = plan(given, [parse_vary(text) for text in a.vary], a.grid, a.seeds)
+    if not cells:
+        raise InputError(impossible[0].reason)
     for cell in cells:
         state = "finished" if (f := find_run(cell.config)) and is_finished(f) else "to continue" if f else "to do"
         print(f"{state:<12}{cell.name}")
@@ -90,8 +94,9 @@ def parse_vary(text: str) -> tuple[str, list[Any]]:
     name, _, values = text.partition("=")
     known = {f.name: f for f in fields(Config) if f.metadata["room"] != "run" or f.name == "profile"}
     known = {k: f for k, f in known.items() if "train" in f.metadata["scripts"]}
-    if name not in known or not values:
-        raise InputError(f"--vary {text!r}: expected FIELD=A,B with a training flag{closest(name, [*known])}, "
+    if name not in known or not all(value.strip() for value in values.split(",")):
+        near = "" if name in known else closest(name, [*known])
+        raise InputError(f"--vary {text!r}: expected FIELD=A,B with a training flag{near}, "
                          'for example --vary "stripes=6,4 2"')  # fmt: skip
     f = known[name]
     many = isinstance(f.default, tuple)
@@ -153,11 +158,15 @@ def run_cells(cells: list[Cell], jobs: int) -> list[Impossible]:
     stopped = threading.Event()
 
     def work(cell: Cell) -> None:
-        for argv in commands(cell.config):
-            code, last = run_script(argv, children, quiet=jobs > 1) if not stopped.is_set() else (0, "")
-            if code and not stopped.is_set():
-                broken.append(Impossible(cell.name, f"exit code {code}: {last}"))
-                return
+        try:
+            with locked(Path(cell.config.exp_dir, cell.config.datasets, cell.name), waits=False):
+                for argv in commands(cell.config):
+                    code, last = run_script(argv, children, quiet=jobs > 1) if not stopped.is_set() else (0, "")
+                    if code and not stopped.is_set():
+                        broken.append(Impossible(cell.name, f"exit code {code}: {last}"))
+                        return
+        except InputError as e:
+            broken.append(Impossible(cell.name, str(e)))
 
     with signals_noted() as signals, ThreadPoolExecutor(jobs) as pool, tqdm(total=len(cells), unit=" cells") as bar:
         waiting: set[Future] = {pool.submit(work, cell) for cell in cells}

@@ -1,5 +1,6 @@
 """python -m reid report: a result as one page to look at, report.html, with its figures as PNG beside it."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,7 +58,8 @@ def main(arguments) -> int:
         if place.features:
             features = read_features(place.features)
             result = evaluate(features, fpr=FPR, device="cuda" if torch.cuda.is_available() else None)
-        write_report(place, result, source, arguments.split, runs, arguments.k, maps=arguments.maps)
+        typed = bool(arguments.dataset_type or arguments.dataset_path or arguments.split)
+        write_report(place, result, source, arguments.split, runs, arguments.k, maps=arguments.maps, need_images=typed)
     return 0
 
 
@@ -120,14 +122,23 @@ def write_report(
     rerank: bool = False,
     query_expansion: int = 0,
     maps: Sequence[str] = (),
+    need_images: bool = False,
 ) -> None:
     """Writes report.html and its figures into place.folder, and says so. rerank and query_expansion: how the Result's
-    distances were made. Raises InputError where the folder cannot be written or matplotlib is missing."""
+    distances were made. Raises InputError where the folder cannot be written, matplotlib is missing, or no image is
+    found although they are needed."""
     with figures.styled():  # before the long work
         pass
     try:
         place.folder.mkdir(parents=True, exist_ok=True)
-        sections, data, thumbs = content(place, result, dataset_path, split, runs, k, rerank, query_expansion, maps)
+        paths, missing = {}, ""
+        if result is not None:
+            paths, missing = image_paths(result.features, place.dataset, dataset_path, split)
+        if missing and need_images and not paths:
+            raise InputError(missing)
+        if missing:
+            print(f"warning: {missing}", file=sys.stderr)
+        sections, data, thumbs = content(place, result, paths, missing, runs, k, rerank, query_expansion, maps)
         name = (place.run or place.folder).resolve().name.removesuffix("-report")
         title = f"{name} on {place.dataset}" if place.dataset else name
         subtitle = "A person re-identification result: who was confused with whom, and why"
@@ -140,13 +151,12 @@ def write_report(
     print(f"report in {place.folder / 'report.html'}")
 
 
-def content(place: Place, result, dataset_path, split, runs, k, rerank, query_expansion, maps):
+def content(place: Place, result, paths, missing, runs, k, rerank, query_expansion, maps):
     """(sections, data, thumbnails) of the page."""
     sections: list[tuple[str, str, str]] = []
     data: dict[str, Any] | None = None
-    thumbs, paths, folder = "", {}, place.folder
+    thumbs, folder = "", place.folder
     if result is not None:
-        paths, missing = image_paths(result.features, place.dataset, dataset_path, split)
         device = "cuda" if torch.cuda.is_available() else None
         found, cameras = lists.rank_lists(result, k, rerank, query_expansion, device)
         data, thumbs = lists.page_data(result, found, paths)

@@ -233,7 +233,7 @@ def principal(folder: Path, features: Features, ap: np.ndarray, count: int = 10)
     ]
     values, who = (np.concatenate(x) for x in zip(*sides))
     values = values.astype(np.float32) - values.mean(0, dtype=np.float32)
-    if min(values.shape) < 2:
+    if min(values.shape) < 2 or not values.any():
         return []
     left, size, _ = np.linalg.svd(values, full_matrices=False)
     points, share = left[:, :2] * size[:2], (size**2 / (size**2).sum())[:2]

@@ -21,7 +21,7 @@ def activation_maps(
     files = {name: paths.get(name, name) for name in names}
     for name, path in files.items():
         if not Path(path).is_file():
-            raise MissingInput(f"--maps {name}: neither an image of the dataset nor a file; give names as in the lists")
+            raise MissingInput(f"--maps {name}: neither a query or gallery image nor a file")
     model, config = read_weights(weights)
     if not hasattr(model, "base") or not hasattr(model, "bands"):
         raise InputError(f"--maps: the model of {weights} has no single backbone map to show; leave --maps out")

@@ -61,7 +61,8 @@ def main(arguments) -> int:
 
 
 def show(rows: list[Scored], left_out: list[str], csv_file: str | None) -> None:
-    print(markdown(summary([row for row in rows if not COVERED.fullmatch(row.test)]), COLUMNS))
+    if rows:
+        print(markdown(summary([row for row in rows if not COVERED.fullmatch(row.test)]), COLUMNS))
     if lines := covered(rows):
         print("\nmAP with one sixth of each query image covered, 1 the head, 6 the feet:\n")
         print(markdown(lines, COVERED_COLUMNS))
@@ -72,11 +73,13 @@ def show(rows: list[Scored], left_out: list[str], csv_file: str | None) -> None:
 
 
 def read_runs(paths: Iterable[Path]) -> tuple[list[Scored], list[str]]:
-    """(a row for each result.json of each run under the paths, why the other runs have none).
+    """(a row for each result.json of each run under the paths, why the other runs have none). Of runs with the same
+    configuration and seed the first counts: a second one is no other seed.
 
     Raises MissingInput where there is no run at all.
     """
-    rows, left_out = [], []
+    rows: dict[tuple[Config, int, str], Scored] = {}
+    left_out = []
     for path in paths:
         folders = sorted({p.parent for p in path.rglob("config.json")}) if path.is_dir() else []
         if not folders:
@@ -88,8 +91,16 @@ def read_runs(paths: Iterable[Path]) -> tuple[list[Scored], list[str]]:
             elif not results:
                 left_out.append(f"{folder} (not scored: python evaluate.py --weights {folder / 'weights.pth'})")
             else:
-                rows += read_results(folder, results)
-    return rows, left_out
+                try:
+                    found = read_results(folder, results)
+                except InputError as e:
+                    left_out.append(str(e))
+                    continue
+                for row in found:
+                    kept = rows.setdefault((comparable(row.config), row.config.seed, row.test), row)
+                    if kept.folder.resolve() != folder.resolve():
+                        left_out.append(f"{folder}, {row.test} (same configuration and seed as {kept.folder})")
+    return list(rows.values()), left_out
 
 
 def read_results(folder: Path, results: list[Path]) -> list[Scored]:
@@ -103,7 +114,7 @@ def read_results(folder: Path, results: list[Path]) -> list[Scored]:
         for path in results:
             r = json.loads(path.read_text())
             test = path.parent.name.removeprefix("eval-")
-            scores = (r["map"], r["cmc"][0], r["minp"])
+            scores = (float(r["map"]), float(r["cmc"][0]), float(r["minp"]))
             rows.append(Scored(folder, config, test, width(path), parameters, steps * config.batch_size, scores))
         return rows
     except (ValueError, KeyError, IndexError, TypeError, OSError) as e:
@@ -113,8 +124,9 @@ def read_results(folder: Path, results: list[Path]) -> list[Scored]:
 
 def width(result: Path) -> int | None:
     """Length of a descriptor, from the features file; None without one."""
-    base = result.parent.with_name("_".join(result.parent.name.split("_")[:1]))
-    for path in (result.parent / "features.h5", base / "features.h5"):
+    parts = result.parent.name.split("_")  # eval-<dataset>_<settings>; a dataset's name may have more of them
+    for count in range(len(parts), 0, -1):
+        path = result.parent.with_name("_".join(parts[:count])) / "features.h5"
         if path.is_file():
             with h5py.File(path) as f:
                 return int(f["features"].shape[1])
@@ -210,13 +222,22 @@ def markdown(lines: list[dict[str, Any]], columns: Sequence[str]) -> str:
     return "\n".join(head + ["| " + " | ".join(cell(line[c]) for c in kept) + " |" for line in lines])
 
 
+def check_csv(path: Path) -> None:
+    if path.suffix != ".csv" or path.is_dir():
+        raise InputError(f"--csv {path}: expected a file's name that ends in .csv")
+
+
 def write_csv(lines: list[dict[str, Any]], path: Path) -> None:
-    """Scores as fractions, their standard deviation in a column of its own."""
+    """Scores as fractions, their standard deviation in a column of its own. Raises InputError."""
+    check_csv(path)
     scores = ("mAP", "Rank-1", "mINP")
     names = [n for c in COLUMNS for n in ((c, f"{c} std") if c in scores else (c,))]
-    with atomic_file(path) as temporary, open(temporary, "w", newline="") as f:
-        out = csv.writer(f)
-        out.writerow(names)
-        for line in lines:
-            cells = [v for c in COLUMNS for v in (line[c] if c in scores else (line[c],))]
-            out.writerow(["" if v is None else v for v in cells])
+    try:
+        with atomic_file(path) as temporary, open(temporary, "w", newline="") as f:
+            out = csv.writer(f)
+            out.writerow(names)
+            for line in lines:
+                cells = [v for c in COLUMNS for v in (line[c] if c in scores else (line[c],))]
+                out.writerow(["" if v is None else v for v in cells])
+    except OSError as e:
+        raise InputError(f"--csv {path} cannot be written: {e}; name a file in a folder that can be") from e
