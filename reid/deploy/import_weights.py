@@ -5,8 +5,11 @@ a weights file of this project; and backbones of torchvision's names under any p
 torchreid and others), which become initial weights for train.py --pretrained.
 """
 
+import os
 import re
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -34,7 +37,9 @@ def add_arguments(parser) -> None:
 
 def main(arguments) -> int:
     source, target = Path(arguments.source), Path(arguments.target)
-    if target.exists() and not arguments.overwrite:
+    if min(arguments.h, arguments.w) < 1:
+        raise InputError(f"--h {arguments.h} --w {arguments.w}: a height and a width are at least 1")
+    if os.path.exists(target) and not arguments.overwrite:  # Path.exists raises where a folder cannot be looked into
         raise InputError(f"{target} is already there; give another name, or --overwrite")
     state, other = read_any(source)
     if is_published(state):
@@ -49,7 +54,7 @@ def main(arguments) -> int:
 
 def read_any(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     """(tensors by bare name, names of what else was there)."""
-    if path.is_file() and open_start(path)[8:9] == b"{":
+    if os.path.isfile(path) and open_start(path)[8:9] == b"{":
         state, other = load_tensors(path), []
         state = {bare(k): v for k, v in state.items()}
     else:
@@ -60,20 +65,43 @@ def read_any(path: Path) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def open_start(path: Path) -> bytes:
-    with open(path, "rb") as f:
-        return f.read(9)
+    try:
+        with open(path, "rb") as f:
+            return f.read(9)
+    except OSError:  # read_foreign says what is wrong
+        return b""
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """What the system says of a target that cannot be written, as an InputError."""
+    try:
+        yield
+    except (OSError, RuntimeError) as e:  # torch makes a RuntimeError of many lines of a full disk
+        reason, *_ = str(e).split("\n")
+        raise InputError(f"{target} cannot be written: {reason}; give another DST") from e
+
+
+def check_finite(tensors: dict[str, Tensor], source: Path) -> None:
+    """float() as here all weights are used: what is too large for it is no better than infinite."""
+    if odd := [k for k, v in tensors.items() if not v.float().isfinite().all()]:
+        raise InputError(f"{source}: {odd[0]} is not finite ({len(odd)} such tensors), the file is damaged")
 
 
 def import_published(state: dict[str, Tensor], source: Path, target: Path, h: int, w: int) -> tuple[str, set[str]]:
     """Writes a weights file of this project. Returns what it is and the names taken: all, or InputError."""
+    if odd := [k for k in state if re.match(r"local_\d{3,}_", k)]:
+        raise InputError(f"{source}: {odd[0]}: no image is cut into so many stripes")
     try:
         ours, stripes, classes = from_published(dict(state))
-    except InputError as e:
+    except (InputError, RuntimeError, IndexError) as e:  # the latter two of shapes that do not go together
         raise InputError(f"{source}: {e}") from e
+    check_finite(state, source)
     check_height(h, stripes)
     config = Config(stripes=stripes, h=h, w=w, pretrained="none")
     fill(build_model(config, classes), ours, source)
-    save_weights(target, {"config": config.to_json(), "classes": classes, "state": ours})
+    with writing(target):
+        save_weights(target, {"config": config.to_json(), "classes": classes, "state": ours})
     heads = f"{classes} classes" if classes else "no classifiers"
     return f"the published RRID, stripes {' '.join(map(str, stripes))}, {heads}", set(state)
 
@@ -89,7 +117,10 @@ def import_backbone(state: dict[str, Tensor], source: Path, target: Path) -> tup
             own = build_backbone(name).state_dict()
         anchor = [k for k, v in own.items() if v.ndim == 4][-1]  # the last convolution, which heads hardly have
         parts = {k.split(".")[0] for k in own}
-        for prefix in {k.removesuffix(anchor) for k in state if k.endswith(anchor)}:
+        prefixes = {k.removesuffix(anchor) for k in state if k.endswith(anchor)}
+        if len(prefixes) > 20:
+            raise InputError(f"{source} holds {len(prefixes)} networks, expected one")
+        for prefix in prefixes:
             named = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             lacks = [
                 k
@@ -110,7 +141,8 @@ def import_backbone(state: dict[str, Tensor], source: Path, target: Path) -> tup
             f"{len(beyond)} have no place (the first: {prefix}{(lacks + beyond)[0]}); it is another architecture"
         )
     taken = {k: state[prefix + k] for k in sorted(found)}
-    with atomic_file(target) as temporary:
+    check_finite({prefix + k: v for k, v in taken.items()}, source)
+    with writing(target), atomic_file(target) as temporary:
         torch.save(taken, temporary)
     return f"{name} (names begin with {prefix or 'nothing'}); use it with --pretrained", {prefix + k for k in taken}
 
