@@ -41,7 +41,7 @@ def test_imports_point_backwards(path):
 
 def test_sizes():
     lines = {p: len(p.read_text().splitlines()) for p in FILES}
-    assert sum(bool(line.strip()) for p in FILES for line in p.read_text().splitlines()) <= 7800
+    assert sum(bool(line.strip()) for p in FILES for line in p.read_text().splitlines()) <= 8200
     assert max(lines.values()) <= 350, max(lines, key=lines.get)
     assert lines[ROOT / "reid/models/rrid.py"] <= 150
 
