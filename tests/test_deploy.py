@@ -18,12 +18,13 @@ from torch import nn
 
 import reid
 from reid.config import Config
+from reid.data.demo import draw
 from reid.data.loader import decode
 from reid.data.transforms import normalise
 from reid.deploy import export, extract
 from reid.errors import InputError
 from reid.models import build_model, read_weights
-from reid.models.files import load_tensors
+from reid.models.files import load_tensors, sha256
 from reid.models.rrid import SlotLayer
 from reid.training.checkpoint import save_weights
 
@@ -397,3 +398,17 @@ def test_export_without_its_packages(weights, tmp_path, script, monkeypatch):
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
     done = run(script, "export", "--weights", weights, "--format", "onnx", "--out", tmp_path / "m.onnx")
     assert done.returncode == 2 and "[export]" in done.stderr
+
+
+def test_the_shipped_model():
+    """It is the file whose digest is published, small, and knows drawn people again although it never saw any."""
+    folder = ROOT / "pretrained"
+    path = folder / "rrid_mobilenet_v2_market1501.pth"
+    assert path.stat().st_size < 30e6 and sha256(path) in (folder / "README.md").read_text()
+    content = load_tensors(path)
+    assert content["classes"] == 0 and content["config"]["run"] == Config().to_json()["run"]  # no path of a machine
+    shots = [np.asarray(draw(pid, 0, shot)) for shot in (0, 1) for pid in range(12)]
+    features = reid.Extractor(path)(shots)
+    assert features.shape == (24, 3840) and reid.load_model(path).stripes == (6, 4, 2)
+    nearest = (features[:12] @ features[12:].T).argmax(1)
+    assert (nearest == np.arange(12)).mean() > 0.7

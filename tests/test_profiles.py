@@ -22,6 +22,11 @@ def test_original_is_the_published_code():
     }  # fmt: skip
 
 
+def test_best_is_the_paper_with_what_runs_showed():
+    assert profile("best").changes(profile("paper")) == {"schedule": "cosine"}
+    assert run_name(profile("best")) == "best"
+
+
 def test_paddle_presets():
     """PaddleClas' three configurations: 88.45, 94.29 and 94.50 Rank-1 as published."""
     softmax, triplet, center = profile("softmax"), profile("softmax_triplet"), profile("paper", "strong_baseline")
@@ -65,7 +70,7 @@ def test_flags_repeat_a_configuration(name, model):
 @pytest.mark.parametrize("given, words", [
     ({"model": "pbc"}, "did you mean pcb"),
     ({"profile": "softmax", "model": "pcb"}, "--profile softmax is a recipe of --model strong_baseline, not of pcb"),
-    ({"profile": "original", "model": "pcb"}, "--profile original is the published RRID"),
+    ({"profile": "original", "model": "pcb"}, "--profile original is a recipe of --model rrid, not of pcb"),
     ({"model": "pcb", "relation": "none"}, "--relation belongs to --model rrid, not to pcb"),
     ({"model": "baseline", "stripes": (6,)}, "--stripes 6: --model baseline takes none"),
     ({"model": "pcb", "stripes": (6, 4)}, "--stripes 6 4: --model pcb takes 1"),
