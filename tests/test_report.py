@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 import sys
 from html.parser import HTMLParser
 
@@ -288,16 +289,23 @@ def test_reports_of_other_settings_and_several_runs(trained, script, capsys):
 
 
 def test_missing_images_are_said(trained, tmp_path, capsys):
-    folder = trained / "eval-small"
-    assert main(["report", str(folder), "--dataset_path", str(tmp_path)]) == 0
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    folder = run / "eval-small"
+    config = json.loads((run / "config.json").read_text())
+    config["data"]["dataset_path"] = str(tmp_path / "gone")
+    (run / "config.json").write_text(json.dumps(config))
+    assert main(["report", str(folder)]) == 0  # nothing typed: a warning
+    assert "warning: The images are not at" in capsys.readouterr().err
     assert "numbers and curves only" in (folder / "report.html").read_text()
     copy = make_dataset(tmp_path / "small", cameras=3)
     (copy / "images" / "00000008_0000_00000000.jpg").unlink()
     assert main(["report", str(folder), "--dataset_path", str(tmp_path)]) == 0
     assert "1 of the 24 images" in (folder / "report.html").read_text()
     make_dataset(tmp_path / "else" / "small", cameras=3, test_ids=5)
-    assert main(["report", str(folder), "--dataset_path", str(tmp_path / "else")]) == 0
-    assert "another fingerprint" in (folder / "report.html").read_text()
+    assert main(["report", str(folder), "--dataset_path", str(tmp_path / "else")]) == 2  # typed: an error
+    assert "another fingerprint" in capsys.readouterr().err
+    assert "1 of the 24 images" in (folder / "report.html").read_text()
 
 
 def test_foreign_features_give_numbers_and_curves(features, tmp_path, browser, script):
