@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -110,12 +110,15 @@ def locked(path: Path, waits: bool = True) -> Iterator[None]:
                     ) from None
                 print(f"waiting for another process that changes {path}", file=sys.stderr)
                 fcntl.flock(file, fcntl.LOCK_EX)
-            held = lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat())  # not a removed one's
+            except OSError as e:  # some network file systems have none
+                print(f"warning: no locks in {path.parent} ({e}); keep other processes away from it", file=sys.stderr)
+            with suppress(FileNotFoundError):  # the lock of a process that was done meanwhile
+                held = os.path.samestat(os.fstat(file.fileno()), lock.stat())
             if held:
                 try:
                     yield
                 finally:
-                    lock.unlink()
+                    lock.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: dict) -> None:

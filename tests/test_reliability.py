@@ -1,5 +1,6 @@
 """What training promises when things go wrong: kills, damaged files, full disks, numbers that are not finite."""
 
+import fcntl
 import json
 import os
 import random
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -169,6 +171,32 @@ def test_a_run_at_work_is_not_resumed_beside_itself(config, tmp_path, monkeypatc
     assert (folder / "metrics.jsonl").read_bytes() == before
     trainer.train(Config(**{**vars(config), "resume": str(folder)}))
     assert (folder / "weights.pth").is_file() and not list(folder.glob("*.lock"))
+
+
+def test_one_at_a_time_behind_a_lock_that_comes_and_goes(tmp_path, capsys):
+    """Also where one takes the lock's file away just when another one looks at it."""
+    counter = tmp_path / "counter"
+    counter.write_text("0")
+
+    def count(_) -> None:
+        for _ in range(300):
+            with locked(counter):
+                counter.write_text(str(int(counter.read_text()) + 1))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(count, range(4)))
+    assert counter.read_text() == "1200" and [p.name for p in tmp_path.iterdir()] == ["counter"]
+    assert "waiting for another process" in capsys.readouterr().err
+
+
+def test_a_file_system_without_locks_is_warned_of_and_used(tmp_path, monkeypatch, capsys):
+    def flock(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locked(tmp_path / "a", waits=False):
+        pass
+    assert "no locks in" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_changes_at_resume_can_be_allowed(config, tmp_path, monkeypatch, capsys):
