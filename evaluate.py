@@ -23,9 +23,16 @@ def main(argv: list[str] | None = None) -> int:
 def start(given: dict) -> int:
     """Scores features, or weights in this process or in one for each of several GPUs."""
     asked = from_flags(given, profile("paper").for_evaluation())
+    if asked.report:
+        from reid.report import figures
+
+        with figures.styled():  # before the long work
+            pass
     if asked.features:
         if asked.pretrained_weights_dir:
             raise InputError("--features scores a file, --weights makes one: give one of the two")
+        if any(asked.occlude):
+            raise InputError("--occlude covers images, and --features has none: give --weights")
         return evaluate_features(asked, *given.get("dataset_type", ())[:1])
     import torch  # after the flags, so that typing errors answer at once
 
@@ -56,6 +63,7 @@ def evaluate_features(config: Config, dataset: str = "") -> int:
 def score(features, config: Config, device, folder: Path, dataset: str) -> int:
     """Prints and saves the Result; settings other than the defaults get a folder of their own."""
     from reid.evaluation.results import evaluate
+    from reid.runs import writing
 
     source = folder
     other = [(k, v) for k, v in config.changes(Config()).items() if k in SCORING]
@@ -72,10 +80,8 @@ def score(features, config: Config, device, folder: Path, dataset: str) -> int:
         config.fpr,
         device if device.type == "cuda" else None,
     )
-    try:
+    with writing(folder):
         result.save(folder)
-    except OSError as e:
-        raise InputError(f"the result cannot be written to {folder}: {e}; give a writable --exp_dir") from e
     print(f"{result}\nresult in {folder}")
     if config.report:
         from reid.report.command import evaluation, write_report
@@ -93,7 +99,7 @@ def evaluate_weights(given: dict) -> int:
     from reid.data.loader import ImageStore, in_order
     from reid.data.prepare import open_dataset
     from reid.data.transforms import cover
-    from reid.evaluation.features import extract, extract_file
+    from reid.evaluation.features import content_of, extract, extract_file, read_features
     from reid.models import read_weights
     from reid.models.files import sha256
     from reid.models.rrid import check_height
@@ -103,7 +109,9 @@ def evaluate_weights(given: dict) -> int:
     asked = from_flags(given, profile("paper").for_evaluation())
     weights = Path(asked.pretrained_weights_dir or newest_weights(asked.exp_dir, asked.datasets))
     model, trained = read_weights(weights)
-    config = from_flags(given, trained.for_evaluation())
+    usual = trained.for_evaluation()
+    config = from_flags(given, usual)
+    changed = {k: v for k, v in config.changes(usual).items() if k in ("h", "w", "precision")}
     check_height(config.h, config.stripes)
     device = pick_device(config.gpus)
     model = model.to(device, memory_format=torch.channels_last)
@@ -120,11 +128,13 @@ def evaluate_weights(given: dict) -> int:
                 rows = in_order(len(store.paths), config.batch_size, start)
                 return store.batches([part_of(batch, here) for batch in rows])
 
-            folder = evaluation_folder(weights, config.exp_dir, name)
-            features = extract_file(
+            folder = evaluation_folder(weights, config.exp_dir, name, changed)
+            extract_file(
                 folder / "features.h5", model, load, dataset.query, dataset.gallery, device, digest,
                 dataset.fingerprint, precision=config.precision, size=f"{config.h}x{config.w}",
+                content=content_of(images) if here.first else "",
             )  # fmt: skip
+            features = read_features(folder / "features.h5")
             if here.first:
                 score(features, config, device, folder, name)
             for band in filter(None, config.occlude):

@@ -5,11 +5,9 @@ in room `run` does not, so it takes no part in run names and may differ at resum
 """
 
 import difflib
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any
 
 from reid.errors import InputError
@@ -170,6 +168,7 @@ class Config:
             list(self.decay_schedule) != sorted(self.decay_schedule),
             (f"--decay_schedule {' '.join(map(str, self.decay_schedule))} is not in increasing order"),
         )
+        yield self.seed >= 2**63, f"--seed {self.seed} is too large; the largest is 2**63 - 1"
         yield self.triplet_weight == 0 and self.ce_weight == 0, "--triplet_weight and --ce_weight are both 0: no loss"
 
         least, most = {"rrid": (1, 99), "mgn": (1, 99), "pcb": (1, 1)}.get(self.model, (0, 0))
@@ -257,7 +256,3 @@ def closest(word: str, known: Sequence[str]) -> str:
     """' (did you mean ...?)' or nothing."""
     near = difflib.get_close_matches(str(word), known, n=1)
     return f" (did you mean {near[0]}?)" if near else ""
-
-
-def save_json(config: Config, path: Path) -> None:
-    path.write_text(json.dumps(config.to_json(), indent=2) + "\n")

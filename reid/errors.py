@@ -19,8 +19,8 @@ class Interrupted(Exception):
 
 def reported(work: Callable[[], int], debug: bool) -> int:
     """Exit code of a command: what work() returns, 1 for numbers that are not finite, 2 for a user's mistake,
-    130 when stopped, 141 when nobody reads the output any more; each as one message instead of a traceback unless
-    `debug`.
+    or what the system refuses (a full disk, a folder without permission), 130 when stopped, 141 when nobody reads the
+    output any more; each as one message instead of a traceback unless `debug`.
     """
     try:
         code = work()
@@ -32,7 +32,7 @@ def reported(work: Callable[[], int], debug: bool) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    except (InputError, FloatingPointError, Interrupted) as e:
+    except (InputError, OSError, FloatingPointError, Interrupted) as e:
         if debug:
             raise
         print(e if isinstance(e, Interrupted) else f"error: {e}", file=sys.stderr)

@@ -101,6 +101,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "max_steps": 200,
         "warmup_steps": 20,
         "warmup_epochs": 0,
+        "steps_per_log": 20,
     },
 }
 FROM_SCRATCH = {"sgd": 0.02, "nesterov": 0.02, "adam": 1e-3}  # both rates of the demo, which has no ImageNet weights

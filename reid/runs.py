@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -14,11 +15,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from reid.config import Config, save_json
+from reid.config import Config
 from reid.errors import InputError, MissingInput
 from reid.processes import world
 from reid.profiles import run_name
@@ -33,8 +35,8 @@ def keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library
         return
-    if mallopt(M_MMAP_THRESHOLD, 1 << 30):  # alone, the second would make it slower
-        mallopt(M_TRIM_THRESHOLD, -1)
+    if mallopt(M_MMAP_THRESHOLD, 1 << 30) or mallopt(M_MMAP_THRESHOLD, 1 << 25):  # the most that older glibcs take
+        mallopt(M_TRIM_THRESHOLD, -1)  # alone it would make it slower
 
 
 def pick_device(gpus: tuple[int, ...]) -> torch.device:
@@ -88,6 +90,18 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around work that writes `path`: what the system refuses becomes an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except OSError as e:
+        reason = os.strerror(e.errno) if e.errno else str(e).split("\n")[0]
+        raise InputError(f"{path} cannot be written ({reason}); make room there, or give another place") from e
+
+
+@contextmanager
 def locked(path: Path, waits: bool = True) -> Iterator[None]:
     """Alone among processes at what `path` stands for, by a lock file beside it; a killed process lets go of it.
 
@@ -95,11 +109,9 @@ def locked(path: Path, waits: bool = True) -> Iterator[None]:
     """
     lock, held = path.with_name(path.name + ".lock"), False
     while not held:
-        try:
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             file = lock.open("w")
-        except OSError as e:
-            raise InputError(f"{path} cannot be changed: {e}; give a folder that can be written") from e
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -161,11 +173,9 @@ class Run:
             before = parent / (f"{name}-{number - 1}" if number > 2 else name)
             state = "finished" if is_finished(before) else "unfinished, --resume would continue it"
             print(f"{before} exists ({state}); this run goes to {folder}")
-        try:
+        with writing(folder):
             folder.mkdir(parents=True)
-        except OSError as e:
-            raise InputError(f"cannot make the run folder {folder}: {e}; give a writable --exp_dir") from e
-        save_json(config, folder / "config.json")
+            write_json(folder / "config.json", config.to_json())
         return cls(folder)
 
     def note_versions(self, fingerprint: str) -> None:
@@ -177,6 +187,7 @@ class Run:
             starts = json.loads(path.read_text())
         except (FileNotFoundError, ValueError):  # the first start, or a file that a power cut left behind
             starts = []
+        starts = starts if isinstance(starts, list) else []
         packages = {n: installed(n) for n in ("torch", "torchvision", "numpy", "pillow", "h5py")}
         starts.append(
             {
@@ -207,7 +218,7 @@ class Run:
             return
         path = self.folder / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]  # not one cut short
+        kept = [line for line in lines if step_of(line) <= step]
         with atomic_file(path) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept))
         try:
@@ -227,10 +238,24 @@ class Run:
             for name, value in values.items():
                 self.events.add_scalar(name, value, step)
 
+    def discard(self) -> None:
+        """Takes a new run's folder away when nothing in it is worth a --resume, so that the next one has its name."""
+        self.close()
+        if not self.silent and not (self.folder / "checkpoint.pth").exists():
+            shutil.rmtree(self.folder)
+
     def close(self) -> None:
         if self.events is not None:
             self.events.close()
         self.alone.close()
+
+
+def step_of(line: str) -> float:
+    """The step of a line of metrics.jsonl; infinite where it is cut short or damaged."""
+    try:
+        return json.loads(line)["step"] + 0
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
 
 
 def is_finished(folder: Path) -> bool:
@@ -266,19 +291,21 @@ def find_unfinished(config: Config) -> Path:
 def newest_weights(exp_dir: str, dataset: str) -> Path:
     """weights.pth of the newest finished run on a dataset."""
     parent = Path(exp_dir) / dataset
-    folder = newest(list(parent.glob("*")), is_finished)
-    if folder is None:
+    found = max(parent.glob("*/weights.pth"), key=lambda f: f.stat().st_mtime, default=None)
+    if found is None:
         raise MissingInput(
             f"no finished run under {parent}; train one with train.py, or name a file with --pretrained_weights_dir"
         )
-    return folder / "weights.pth"
+    return found
 
 
-def evaluation_folder(weights: Path, exp_dir: str, dataset: str) -> Path:
-    """eval-<dataset> in the run folder of the weights, else exp_dir/dataset/eval-<weights file name>."""
-    if (weights.parent / "config.json").is_file():
-        return weights.parent / f"eval-{dataset}"
-    return Path(exp_dir) / dataset / f"eval-{weights.stem}"
+def evaluation_folder(weights: Path, exp_dir: str, dataset: str, changed: dict[str, Any]) -> Path:
+    """eval-<dataset> in the run folder of a run's weights.pth, else exp_dir/dataset/eval-<weights file name>, so that
+    another file beside it never stands for the run; with the settings `changed` from those of the weights."""
+    words = "".join(f"_{k}-{v}" for k, v in changed.items())
+    if weights.name == "weights.pth" and (weights.parent / "config.json").is_file():
+        return weights.parent / f"eval-{dataset}{words}"
+    return Path(exp_dir) / dataset / f"eval-{weights.stem}{words}"
 
 
 def installed(package: str) -> str | None:

@@ -3,15 +3,22 @@
 import importlib.util
 import json
 import os
+import resource
 import subprocess
 import traceback
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image as PILImage
+from torch import nn
+
+from reid.config import Config
+from reid.models import build_model
+from reid.training.checkpoint import save_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,22 +45,27 @@ def script(monkeypatch):
     anew takes seconds. A few tests start real processes besides."""
 
     def run(name: str, *arguments, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-        spec = importlib.util.spec_from_file_location(name.removesuffix(".py"), ROOT / name)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
         monkeypatch.chdir(cwd)
-        command = [str(a) for a in arguments]
-        with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
-            try:
-                code = module.main(command)
-            except SystemExit as e:
-                code = e.code
-            except Exception:  # what a user would see as a traceback
-                code = 1
-                traceback.print_exc()
-        return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
+        return run_here(name, *arguments)
 
     return run
+
+
+def run_here(name: str, *arguments) -> subprocess.CompletedProcess:
+    """One of the project's own scripts in this process."""
+    spec = importlib.util.spec_from_file_location(name.removesuffix(".py"), ROOT / name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    command = [str(a) for a in arguments]
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+        try:
+            code = module.main(command)
+        except SystemExit as e:
+            code = e.code
+        except Exception:  # what a user would see as a traceback
+            code = 1
+            traceback.print_exc()
+    return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
 
 def make_dataset(folder: Path, train_ids: int = 8, test_ids: int = 4, cameras: int = 2, shots: int = 2) -> Path:
@@ -95,3 +107,40 @@ def small_run(tiny) -> list[str]:
     """Flags of a training of seconds on `tiny`."""
     return ["--dataset_type", "tiny", "--dataset_path", str(tiny), "--backbone", "resnet18", "--pretrained", "none",
             "--h", "64", "--w", "32", "--stripes", "2", "--batch_size", "8", "--steps_per_log", "1"]  # fmt: skip
+
+
+@pytest.fixture()
+def full_disk():
+    """with full_disk(): no file can grow beyond 4 KiB."""
+
+    @contextmanager
+    def limited():
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
+
+
+def make_weights(path, seed=0, **changes):
+    """Weights of a small model whose batch norms are not the identity."""
+    torch.manual_seed(seed)
+    config = Config(**{"backbone": "resnet18", "stripes": (2,), "h": 64, "w": 32, **changes})
+    model = build_model(config, 5)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = 1.0
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.2, 0.5)
+    with torch.no_grad():
+        model.train()(torch.randn(16, 3, config.h, config.w))
+    save_weights(path, {"config": config.to_json(), "classes": 5, "state": model.state_dict()})
+    return path
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    return make_weights(tmp_path_factory.mktemp("weights") / "weights.pth")

@@ -11,11 +11,11 @@ import time
 from dataclasses import replace
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_here
 
 from reid.config import Config
-from reid.profiles import from_flags
-from reid.report.ablate import find_run, parse_vary, plan
+from reid.profiles import from_flags, run_name
+from reid.report.ablate import Cell, find_run, parse_vary, plan, work_place
 from reid.report.table import COLUMNS, covered, markdown, read_runs, summary
 from reid.runs import locked
 
@@ -55,6 +55,11 @@ def test_one_factor_at_a_time_and_grid():
     assert len(cells) == 18 and {c.config.seed for c in cells} == {5, 6, 7}
 
 
+def test_cells_of_one_name_have_their_own_places():
+    cells, _ = plan({}, [("pretrained", ["a/x.pth", "b/x.pth"])], False, 2)
+    assert len({c.name for c in cells}) < len(cells) == len({work_place(c) for c in cells}) == 6
+
+
 def test_methods_bring_their_recipes():
     cells, _ = plan({"profile": "demo"}, [("model", ["pcb", "strong_baseline"])], False, 1)
     assert [c.name for c in cells] == ["demo", "pcb", "strong_baseline"]
@@ -76,8 +81,15 @@ def ablated(small_run, tmp_path_factory):
     """Two cells of one step, one impossible; and what a second call of the same command did."""
     logs = tmp_path_factory.mktemp("ablation")
     flags = [*small_run, "--max_steps", 1, "--exp_dir", logs, "--vary", "relation=none,nine", "--seeds", 2]
-    first = ablate(*flags, "--csv", logs / "t.csv", "--jobs", 2)
-    return logs, first, ablate(*flags)
+
+    def cell(argv, children, quiet):
+        done = run_here(*argv)
+        return done.returncode, done.stderr
+
+    with pytest.MonkeyPatch.context() as m:  # other tests start real processes
+        m.setattr("reid.report.ablate.run_script", cell)
+        command = ["reid/__main__.py", "ablate", *flags]
+        return logs, run_here(*command, "--csv", logs / "t.csv"), run_here(*command)
 
 
 def test_every_cell_is_trained_scored_and_in_the_table(ablated):
@@ -185,8 +197,10 @@ def test_width_of_a_dataset_with_underscores(ablated, tmp_path):
 
 def test_a_cell_at_work_elsewhere_is_left_alone(ablated, small_run):
     flags = [*small_run, "--max_steps", 1, "--exp_dir", ablated[0], "--vary", "relation=none", "--seeds", 2]
-    with locked(sorted(p.parent for p in ablated[0].glob("tiny/*/weights.pth"))[0], waits=False):
-        done = ablate(*flags)
+    run = next(p.parent for p in ablated[0].glob("tiny/*/weights.pth"))
+    config = Config.from_json(json.loads((run / "config.json").read_text()), "config.json")
+    with locked(work_place(Cell(run_name(config), config)), waits=False):
+        done = run_here("reid/__main__.py", "ablate", *flags)
     assert done.returncode == 1 and done.stdout.count("another process is at work on") == 1, done.stdout
     assert "Traceback" not in done.stderr
 
@@ -205,7 +219,7 @@ def test_published_numbers_stand_beside(ablated):
 
 
 def test_a_broken_cell_does_not_end_the_others(small_run, tmp_path):
-    flags = [*small_run, "--max_steps", 2, "--exp_dir", tmp_path, "--vary", "lr=1e30"]
+    flags = [*small_run, "--max_steps", 2, "--exp_dir", tmp_path, "--vary", "lr=1e30", "--jobs", 2]
     done = ablate(*flags)
     assert done.returncode == 1
     assert "lr-1e+30: exit code 1: " in done.stdout and "not finite" in done.stdout

@@ -86,6 +86,17 @@ def test_refused(results, capsys, tmp_path):
     ):
         code, text = compare(capsys, results / "plain", tmp_path / f"{name}.csv")
         assert code == 2 and message in text, name
+    for name, content, message in (
+        ("other", '{"conventions": {"ap": "step"}, "dataset": "1"}', "are of two datasets"),
+        ("cut", '{"conventions": {', "is damaged"),
+        ("empty", "{}", "is damaged (KeyError"),
+    ):
+        for side, text in (("a", content.replace('"1"', '"2"')), ("b", content)):
+            (tmp_path / name / side).mkdir(parents=True)
+            (tmp_path / name / side / "queries.csv").write_text(plain)
+            (tmp_path / name / side / "result.json").write_text(text)
+        code, text = compare(capsys, tmp_path / name / "a", tmp_path / name / "b")
+        assert code == 2 and message in text, name
     code, text = compare(capsys, results / "plain", results / "trapezoid")
     assert code == 2 and "--ap step" in text and "evaluate both alike" in text
 

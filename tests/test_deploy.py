@@ -12,8 +12,9 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, make_weights
 from PIL import Image as PILImage
+from test_import import published_state
 from torch import nn
 
 import reid
@@ -26,28 +27,6 @@ from reid.errors import InputError
 from reid.models import build_model, read_weights
 from reid.models.files import load_tensors, sha256
 from reid.models.rrid import SlotLayer
-from reid.training.checkpoint import save_weights
-
-
-def make_weights(path, seed=0, **changes):
-    """Weights of a small model whose batch norms are not the identity."""
-    torch.manual_seed(seed)
-    config = Config(**{"backbone": "resnet18", "stripes": (2,), "h": 64, "w": 32, **changes})
-    model = build_model(config, 5)
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.momentum = 1.0
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.2, 0.5)
-    with torch.no_grad():
-        model.train()(torch.randn(16, 3, config.h, config.w))
-    save_weights(path, {"config": config.to_json(), "classes": 5, "state": model.state_dict()})
-    return path
-
-
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory):
-    return make_weights(tmp_path_factory.mktemp("weights") / "weights.pth")
 
 
 @pytest.fixture(scope="module")
@@ -381,7 +360,7 @@ def test_half_to_hand_on(model, form, images, tmp_path, script):
     got, expected = plain(out, images[:4]), plain(weights, images[:4])
     assert 0 < abs(got - expected).max() < 1e-3
     again = run(script, "export", "--weights", out, "--format", form, "--out", out, "--overwrite")
-    assert again.returncode == 2 and "already there" in again.stderr  # not over itself
+    assert again.returncode == 2 and "the file that is read" in again.stderr
 
 
 def test_export_refusals(weights, tmp_path, script):
@@ -412,3 +391,52 @@ def test_the_shipped_model():
     assert features.shape == (24, 3840) and reid.load_model(path).stripes == (6, 4, 2)
     nearest = (features[:12] @ features[12:].T).argmax(1)
     assert (nearest == np.arange(12)).mean() > 0.7
+
+
+def test_nothing_half_written_on_a_full_disk(weights, images, tmp_path, script, full_disk):
+    commands = [
+        ["extract", "--weights", weights, "--images", *images[:3], "--out", tmp_path / "f.h5"],
+        ["extract", "--weights", weights, "--images", *images[:3], "--out", tmp_path / "f.npz"],
+        ["gallery", "create", tmp_path / "g.h5", "--weights", weights, "--images", *images[:3]],
+        ["export", "--weights", weights, "--format", "pth", "--out", tmp_path / "e.pth"],
+        ["export", "--weights", weights, "--format", "safetensors", "--out", tmp_path / "e.safetensors"],
+    ]
+    for command in commands:
+        with full_disk():
+            done = run(script, *command)
+        said = done.stderr.splitlines()
+        assert done.returncode == 2 and said[-1].startswith("error: ") and "cannot be written (" in said[-1], done
+        assert "Traceback" not in done.stderr and not list(tmp_path.iterdir()), command
+
+
+def test_extract_leaves_other_files_alone(weights, images, tmp_path, script):
+    g = tmp_path / "g.h5"
+    assert run(script, "gallery", "create", g, "--weights", weights, "--images", *images[:3]).returncode == 0
+    before = g.read_bytes()
+    done = run(script, "extract", "--weights", weights, "--images", *images[:2], "--out", g)
+    assert done.returncode == 2 and "no features file is there" in done.stderr and g.read_bytes() == before
+
+
+def test_lists_from_elsewhere(images, tmp_path):
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{images[0]}\t5\n{images[1]}\n", encoding="utf-8-sig")  # as Windows writes it
+    found = extract.find_images([str(listed)])
+    assert [(i.path, i.pid, i.camid) for i in found] == [(images[0], 5, -1), (images[1], -1, -1)]
+    for pid in ("9" * 19, "9" * 30, "five"):
+        listed.write_text(f"{images[0]}\t{pid}\n")
+        with pytest.raises(InputError, match="line 1: expected 'path'"):
+            extract.find_images([str(listed)])
+
+
+def test_export_of_what_is_not_there_and_of_the_published_layout(tmp_path, script):
+    out = tmp_path / "e.pth"
+    out.write_text("")
+    done = run(script, "export", "--weights", tmp_path / "none.pth", "--format", "pth", "--out", out, "--overwrite")
+    assert done.returncode == 2 and "none.pth is not there" in done.stderr
+    model = build_model(Config(pretrained="none"), 3).eval()
+    torch.save(published_state(model), tmp_path / "theirs.pth")
+    flags = ["--num_images", "2", "--out", out, "--overwrite"]
+    done = run(script, "export", "--weights", tmp_path / "theirs.pth", "--format", "pth", *flags)
+    assert done.returncode == 0, done.stderr
+    kept = read_weights(out)[0]
+    assert kept.num_classes == 3 and torch.equal(kept.classifiers.weight, model.classifiers.weight)

@@ -47,7 +47,8 @@ def load(start, stop=COUNT, pause=0.0):
 
 def to_file(path, model=None, batches=load, **changes):
     arguments = {"weights": "w", "dataset": "d", "dtype": "float32", **changes}
-    return extract_file(path, model or Slots(), batches, QUERY, GALLERY, "cpu", **arguments)
+    extract_file(path, model or Slots(), batches, QUERY, GALLERY, "cpu", **arguments)
+    return read_features(path)
 
 
 def stacked(features):
@@ -178,9 +179,10 @@ def test_bad_models_and_missing_images(tmp_path):
 
 def test_equal_file_names_are_told_apart(tmp_path):
     images = [Image(f"root/camera{c}/1.jpg", 1, c) for c in (0, 1)]
-    features = extract_file(
+    extract_file(
         tmp_path / "f.h5", Slots(), lambda start: [PIXELS[:2]], images[:1], images[1:], "cpu", weights="", dataset=""
     )
+    features = read_features(tmp_path / "f.h5")
     assert (features.query.names, features.gallery.names) == (["camera0/1.jpg"], ["camera1/1.jpg"])
 
 
@@ -274,6 +276,29 @@ def test_other_files(tmp_path):
         f["features"] = np.zeros((3, 4))
     with pytest.raises(InputError, match="is it a features file"):
         read_features(tmp_path / "other.h5")
+
+
+def test_damage_of_many_kinds(tmp_path):
+    to_file(tmp_path / "f.h5")
+    whole = (tmp_path / "f.h5").read_bytes()
+    for name, change in {
+        "group": lambda f: (f.pop("subset"), f.create_group("subset")),
+        "short": lambda f: (f.pop("camids"), f.create_dataset("camids", data=[1, 2])),
+    }.items():
+        (tmp_path / f"{name}.h5").write_bytes(whole)
+        with h5py.File(tmp_path / f"{name}.h5", "r+") as f:
+            change(f)
+        with pytest.raises(InputError):
+            read_features(tmp_path / f"{name}.h5")
+    np.savez_compressed(tmp_path / "f.npz", **arrays())
+    content = bytearray((tmp_path / "f.npz").read_bytes())
+    content[200:260] = bytes(60)
+    (tmp_path / "f.npz").write_bytes(content)
+    with pytest.raises(InputError, match="cut short or damaged"):
+        read_features(tmp_path / "f.npz")
+    np.savez(tmp_path / "huge.npz", **arrays() | {"query_features": np.full((6, 5), 1e30, np.float32)})
+    with pytest.raises(InputError, match="too large"):
+        read_features(tmp_path / "huge.npz")
 
 
 def test_subsets_may_be_mixed(tmp_path):

@@ -12,10 +12,11 @@ import tracemalloc
 import h5py
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, make_weights
 from PIL import Image as PILImage
-from test_deploy import make_weights, plain
+from test_deploy import plain
 
+from reid.deploy import extract
 from reid.deploy import gallery as module
 from reid.deploy.gallery import Entries, Fingerprint, Gallery
 from reid.errors import InputError, MissingInput
@@ -134,6 +135,15 @@ def test_damaged_inside(tmp_path):
         gallery.search(entries(1).features, 3)
 
 
+def test_lists_of_different_length_are_damage(tmp_path):
+    gallery = Gallery.create(tmp_path / "g.h5", MARK, entries(5))
+    with h5py.File(gallery.path, "r+") as f:
+        f.pop("names")
+        f.create_dataset("names", data=["a"], dtype=h5py.string_dtype())
+    with pytest.raises(InputError, match="differ in length"):
+        Gallery(gallery.path)
+
+
 def test_full_disk_leaves_the_old_state(tmp_path, monkeypatch):
     gallery = Gallery.create(tmp_path / "g.h5", MARK, entries(5))
     before = gallery.path.read_bytes()
@@ -142,10 +152,38 @@ def test_full_disk_leaves_the_old_state(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(InputError, match="as it was"):
+    with pytest.raises(InputError, match=r"cannot be written \(No space"):
         gallery.add(MARK, entries(3, first=10))
     assert gallery.path.read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["g.h5"]
+
+
+def test_what_does_not_go_together(tmp_path):
+    e = entries(5)
+    for odd in (e._replace(camids=e.camids[:3]), e._replace(pids=e.pids[:3]), e._replace(names=e.names[:3]),
+                e._replace(features=e.features[0])):  # fmt: skip
+        with pytest.raises(InputError, match="features have shape"):
+            Gallery.create(tmp_path / "g.h5", MARK, odd)
+    assert not list(tmp_path.iterdir())
+    gallery = Gallery.create(tmp_path / "g.h5", MARK, e)
+    for odd in (np.full((1, 8), np.nan), np.full((1, 8), 2.0)):
+        with pytest.raises(InputError, match="query 0 has not length 1"):
+            gallery.search(odd, 3)
+
+
+def test_removal_needs_little_memory(tmp_path, monkeypatch):
+    """Also when the two outermost entries are all that stays."""
+    monkeypatch.setattr(module, "CHUNK", 1 << 14)
+    gallery = Gallery.create(tmp_path / "g.h5", MARK, entries(40_000, width=64))
+    tracemalloc.start()
+    try:
+        gallery.remove(lambda names, pids: (pids > 0) & (pids < pids[-1]))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    e, (features, names, *_) = entries(40_000, width=64), content(gallery)
+    assert names == [e.names[i] for i in (0, 1, 39_998, 39_999)] and peak < 40_000 * 64 * 4  # names take most of it
+    np.testing.assert_array_equal(features, e.features[[0, 1, -2, -1]])
 
 
 ADDING = """
@@ -220,12 +258,7 @@ def test_search_needs_little_memory(tmp_path, monkeypatch):
     assert peak < 40_000 * 64 * 4 / 8
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return make_weights(tmp_path_factory.mktemp("weights") / "weights.pth")
-
-
-def test_the_commands(weights, tiny, tmp_path, script):
+def test_the_commands(weights, tiny, tmp_path, script, monkeypatch):
     folder = tiny / "tiny" / "images"
     images = sorted(folder.iterdir())
 
@@ -244,6 +277,10 @@ def test_the_commands(weights, tiny, tmp_path, script):
     for source in (["--weights", weights, "--images", listed], ["--features", tmp_path / "f.h5"]):
         again = run("add", g, *source)
         assert again.returncode == 2 and "already" in again.stderr
+    asked = extract.decode  # a name that is there already is told before any image is looked at
+    monkeypatch.setattr(extract, "decode", None)
+    assert "already" in run("add", g, "--weights", weights, "--images", listed).stderr
+    monkeypatch.setattr(extract, "decode", asked)
     said = run("info", g).stdout
     assert "24" in said and "64x32" in said
 
@@ -281,6 +318,10 @@ def test_the_commands(weights, tiny, tmp_path, script):
         (["search", g, "--weights", weights, "--image", tmp_path / "bad.jpg"], "bad.jpg"),
         (["search", g, "--weights", weights, "--image", images[0], "--picture", tmp_path / "x.txt"], ".png"),
         (["search", g, "--weights", weights, "--image", images[0], "--top", 0], "--top"),
+        (
+            ["search", g, "--weights", weights, "--image", *[images[0]] * 80, "--picture", tmp_path / "x.webp"],
+            "use .png",
+        ),
         (["search", g, "--weights", weights, "--image", images[0], "--threshold", "nan"], "--threshold nan"),
         (["search", g, "--weights", weights, "--image", images[0], "--threshold", "-1"], "--threshold -1"),
         (["search", g, "--weights", weights, "--image", images[0], "--gpus", "-3"], "--gpus"),

@@ -152,7 +152,7 @@ def test_full_disk_loses_nothing(config, tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(InputError, match="No space left"):
         trainer.train(config)
     monkeypatch.setattr(torch, "save", write)
     folder = next((tmp_path / "tiny").iterdir())
@@ -171,6 +171,24 @@ def test_a_run_at_work_is_not_resumed_beside_itself(config, tmp_path, monkeypatc
     assert (folder / "metrics.jsonl").read_bytes() == before
     trainer.train(Config(**{**vars(config), "resume": str(folder)}))
     assert (folder / "weights.pth").is_file() and not list(folder.glob("*.lock"))
+
+
+def test_resuming_beside_damaged_files(config, tmp_path, monkeypatch):
+    """Lines and lists that are no use are dropped; another file in the checkpoint's place is refused."""
+    with pytest.raises(Interrupted):
+        run(config, monkeypatch, 4)
+    (folder,) = (tmp_path / "tiny").iterdir()
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text("\n".join([lines[0], "{damaged", '{"step": "x"}', *lines[2:]]) + "\n")
+    (folder / "versions.json").write_text("{}")
+    content = (folder / "checkpoint.pth").read_bytes()
+    checkpoint.save(folder / "checkpoint.pth", {"config": config.to_json(), "classes": 8, "state": {}})
+    with pytest.raises(InputError, match="is no checkpoint of a training: it has no best"):
+        trainer.train(Config(**{**vars(config), "resume": str(folder)}))
+    (folder / "checkpoint.pth").write_bytes(content)
+    trainer.train(Config(**{**vars(config), "resume": str(folder)}))
+    assert [m["step"] for m in metrics(folder)][:3] == [1, 3, 4]
+    assert len(json.loads((folder / "versions.json").read_text())) == 1
 
 
 def test_one_at_a_time_behind_a_lock_that_comes_and_goes(tmp_path, capsys):

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from reid.bench.measure import random_features
 from reid.bench.rerank import dense
 from reid.errors import InputError
+from reid.evaluation.features import Features
 from reid.evaluation.rerank import expand_queries, reciprocal_blocks
 from reid.evaluation.results import evaluate
 
@@ -67,6 +69,13 @@ def test_query_expansion_by_hand(device):
     np.testing.assert_allclose(
         expand_queries(query, gallery, 2, device=device)[0], expected / np.linalg.norm(expected), atol=1e-6
     )
+
+
+def test_query_expansion_keeps_the_length_of_features():
+    features = random_features(50, 500, 20, 4, 32)
+    longer = [replace(part, features=20 * part.features) for part in (features.query, features.gallery)]
+    expected, got = (evaluate(f, query_expansion=3) for f in (features, Features(*longer, {})))
+    np.testing.assert_allclose(got.ap, expected.ap, atol=1e-6)
 
 
 def test_bad_input():

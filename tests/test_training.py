@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,9 @@ import torch
 from conftest import ROOT, make_dataset
 
 from reid.config import Config
+from reid.evaluation.features import read_features
 from reid.models import build_model, load_model
+from reid.report.command import evaluation
 from reid.training import checkpoint
 from reid.training.schedule import rate_factor, rates, total_steps
 
@@ -117,6 +120,54 @@ def test_covered_queries(straight, script, small_run, tmp_path):
     assert done.returncode == 2 and "--occlude 7 is unknown; choose from 0, 1" in done.stderr
 
 
+def test_what_is_not_the_run_goes_elsewhere(straight, script, small_run, tmp_path):
+    """Other weights beside the run's, other settings and other images never stand for the run's own result."""
+    logs, flags = tmp_path / "logs", small_run[:4]
+    for name in ("first", "second"):
+        shutil.copytree(straight[0], logs / "tiny" / name)
+    for name, seconds in (("first", 2_000_000_000), ("second", 1_000_000_000)):
+        os.utime(logs / "tiny" / name / "weights.pth", (seconds, seconds))
+    os.utime(logs / "tiny" / "second", (2_100_000_000, 2_100_000_000))  # as an evaluation there leaves it
+    done = script("evaluate.py", *flags, "--exp_dir", logs)
+    assert done.returncode == 0 and f"result in {logs / 'tiny' / 'first' / 'eval-tiny'}" in done.stdout, done.stderr
+    run = logs / "tiny" / "first"
+    before = (run / "eval-tiny" / "result.json").read_bytes()
+    shutil.copy(run / "weights.pth", run / "previous.pth")
+    for more, place in (
+        (["--weights", run / "previous.pth"], logs / "tiny" / "eval-previous"),
+        (["--weights", run / "weights.pth", "--h", 96], run / "eval-tiny_h-96"),
+        (["--weights", run / "weights.pth", "--precision", "bf16"], run / "eval-tiny_precision-bf16"),
+    ):
+        done = script("evaluate.py", *flags, "--exp_dir", logs, *more)
+        assert done.returncode == 0 and f"result in {place}\n" in done.stdout, done.stderr
+    result = json.loads((run / "eval-tiny_h-96" / "result.json").read_text())
+    assert (result["size"], result["precision"]) == ("96x32", "auto")
+    assert (run / "eval-tiny" / "result.json").read_bytes() == before
+    done = script("evaluate.py", "--features", run / "eval-tiny" / "features.h5", "--occlude", 3)
+    assert done.returncode == 2 and "--occlude covers images" in done.stderr
+    assert evaluation(run / "eval-tiny_h-96").dataset == "tiny"
+
+
+def test_features_of_images_that_were_replaced_are_made_anew(straight, script, tmp_path):
+    """Of the same names and sizes in bytes."""
+    folder = make_dataset(tmp_path / "tiny")
+    flags = ["--dataset_type", "tiny", "--dataset_path", tmp_path, "--exp_dir", tmp_path / "logs",
+             "--weights", straight[0] / "weights.pth"]  # fmt: skip
+    shutil.copytree(straight[0], tmp_path / "run")
+    flags[-1] = tmp_path / "run" / "weights.pth"
+    for path in (folder / "images").iterdir():
+        path.write_bytes(path.read_bytes().ljust(5000, b"\0"))
+    assert script("evaluate.py", *flags).returncode == 0
+    before = read_features(tmp_path / "run" / "eval-tiny" / "features.h5").query.features
+    one, two = sorted((folder / "images").iterdir())[-4::3]
+    content = one.read_bytes(), two.read_bytes()
+    two.write_bytes(content[0])
+    one.write_bytes(content[1])
+    assert script("evaluate.py", *flags).returncode == 0
+    after = read_features(tmp_path / "run" / "eval-tiny" / "features.h5").query.features
+    assert (before != after).any()
+
+
 def test_existing_runs_are_kept(straight, script, small_run):
     folder = straight[0]
     before = (folder / "weights.pth").read_bytes()
@@ -168,12 +219,15 @@ def test_held_out_identities_choose_the_weights(script, small_run, tmp_path):
     (["--train_set", "train", "--num_val", "8"], ["--num_val 8"]),
     (["--pretrained", "nowhere.pth"], ["nowhere.pth is not there"]),
     (["--gpus", "0", "--cache", "gpu"], ["--cache ram"]),
+    (["--batch_size", "4"], ["one identity a batch", "--batch_size 8"]),
+    (["--seed", "9" * 30], ["--seed", "too large"]),
 ])  # fmt: skip
 def test_bad_input(script, small_run, tmp_path, flags, words):
     done = script("train.py", *small_run, "--max_steps", 1, "--exp_dir", tmp_path, *flags)
     assert done.returncode == 2, done.stderr
     assert all(word in done.stderr for word in words) and "Traceback" not in done.stderr
     assert "Traceback" in script("train.py", *small_run, "--exp_dir", tmp_path, "--debug", *flags).stderr
+    assert not list(tmp_path.glob("*/*"))  # no run that never made a step stands in the way of the next
 
 
 def test_damaged_image_is_named(script, small_run, tmp_path):
@@ -183,6 +237,7 @@ def test_damaged_image_is_named(script, small_run, tmp_path):
     for flags in (["--cache", "none", "--num_workers", 0], ["--cache", "ram"]):
         done = script("train.py", *small_run, "--dataset_path", tmp_path, "--exp_dir", tmp_path / "logs", *flags)
         assert done.returncode == 2 and broken.name in done.stderr, done.stderr
+    assert not list((tmp_path / "logs").glob("*/*"))
 
 
 def test_pretrained_file_is_found_and_checked(script, small_run, tmp_path):

@@ -24,7 +24,7 @@ def main(arguments) -> int:
     flat = pixels.contiguous()
 
     def ready(precision: str, compile: bool = False):
-        model = prepare(build_model(Config(backbone=a.backbone), 0).to(device), (a.h, a.w), precision, compile)
+        model = prepare(build_model(Config(backbone=a.backbone), 0), (a.h, a.w), precision, compile).to(device)
         return lambda: list(describe(model, [pixels], device, precision=precision))
 
     forms = {

@@ -123,6 +123,8 @@ def examine(path: str) -> Decoded:
         with PILImage.open(io.BytesIO(content)) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise InputError(f"has {image.width} x {image.height} pixels, too many for an image of a person")
+            if image.mode[0] in "IF":
+                raise InputError(f"has more than 8 bits a channel (mode {image.mode}), which training refuses")
             image.load()
             return Decoded(digest, image.format or "", image.size, "")
     except PILImage.UnidentifiedImageError:

@@ -151,7 +151,7 @@ def read_json(path: Path, kind: type) -> Any:
     except json.JSONDecodeError as e:
         raise InputError(f"{path}: line {e.lineno}, column {e.colno}: not valid JSON ({e.msg}); was the file cut "
                          "short? Prepare or download it again") from e  # fmt: skip
-    except (UnicodeDecodeError, RecursionError, OSError) as e:
+    except (ValueError, RecursionError, OSError) as e:  # no UTF-8, a number of 5,000 digits
         raise InputError(f"{path} cannot be read as JSON: {e}") from e
     if not isinstance(content, kind):
         raise InputError(f"{path} holds {described(content)}, expected {'an object' if kind is dict else 'a list'}")

@@ -24,9 +24,9 @@ from reid.data.transforms import normalise
 from reid.deploy.extract import find_images, fold
 from reid.errors import InputError
 from reid.evaluation.features import describe
-from reid.models import build_model, read_weights
-from reid.models.files import digest, load_tensors, save_safetensors, sha256
-from reid.runs import atomic_file, commit, installed
+from reid.models import read_weights
+from reid.models.files import digest, save_safetensors, save_tensors, sha256
+from reid.runs import atomic_file, commit, installed, writing
 from reid.training.checkpoint import FORMAT
 
 INPUTS = ("nhwc", "nchw", "normalised")
@@ -151,8 +151,6 @@ def main(arguments) -> int:
                          'this project with its extra: pip install -e ".[export]"')  # fmt: skip
     if a.half and a.format == "onnx":
         raise InputError("--half is for safetensors and pth; an ONNX file is float32")
-    if out.exists() and (not a.overwrite or out.samefile(weights)):
-        raise InputError(f"{out} is already there; give another --out, or --overwrite")
     if a.tolerance is None:
         a.tolerance = HALF_TOLERANCE if a.half else TOLERANCE
     if not a.tolerance > 0:
@@ -160,6 +158,10 @@ def main(arguments) -> int:
     if a.num_images < 2:
         raise InputError(f"--num_images {a.num_images}: a ranking needs at least 2")
     model, config = read_weights(weights)
+    if out.exists() and out.samefile(weights):
+        raise InputError(f"{out} is the file that is read; give another --out")
+    if out.exists() and not a.overwrite:
+        raise InputError(f"{out} is already there; give another --out, or --overwrite")
     size = (config.h, config.w)
     if a.images:
         chosen = find_images(a.images)
@@ -171,12 +173,8 @@ def main(arguments) -> int:
         with tempfile.TemporaryDirectory() as folder:
             pixels = demo_pixels(size, a.num_images, Path(folder))
     expected = reference(model, pixels, not a.no_flip)
-    try:
+    with writing(out):
         return write(out, a, model, config, weights, pixels, expected)
-    except OSError as e:
-        if isinstance(e, InputError):
-            raise
-        raise InputError(f"{out} cannot be written: {e}") from e
 
 
 def write(out: Path, a, model: nn.Module, config: Config, weights: Path, pixels: np.ndarray, expected) -> int:
@@ -197,7 +195,7 @@ def write(out: Path, a, model: nn.Module, config: Config, weights: Path, pixels:
             export_onnx(temporary, model, (config.h, config.w), a.input, not a.no_flip, metadata)
             got = run_onnx(temporary, pixels, a.input)
         else:
-            write_plain(temporary, a.format, a.half, model, config, load_tensors(weights).get("classes", 0), metadata)
+            write_plain(temporary, a.format, a.half, model, config, metadata)
             got = reference(read_weights(temporary)[0], pixels, not a.no_flip)
         difference, changes = parity(expected, got, SLACK * (HALF_TOLERANCE if a.half else TOLERANCE))
         print(f"{'images':<28}{len(pixels):>12}\n{'largest difference':<28}{difference:>12.2e}   allowed "
@@ -208,21 +206,20 @@ def write(out: Path, a, model: nn.Module, config: Config, weights: Path, pixels:
     return 0
 
 
-def write_plain(path: Path, form: str, half: bool, model: nn.Module, config: Config, classes: int, metadata) -> None:
-    """The model as a file of ours, as safetensors or pth (`form`), without classifiers where `classes` is 0.
+def write_plain(path: Path, form: str, half: bool, model: nn.Module, config: Config, metadata: dict[str, str]) -> None:
+    """The model as a file of ours, as safetensors or pth (`form`).
 
-    half: without them and without what only the training asked, and in float16 all but the small tensors, whose share
-    of the size is little: batch norm's statistics reach beyond float16.
+    half: without classifiers and without what only the training asked, and in float16 all but the small tensors, whose
+    share of the size is little: batch norm's statistics reach beyond float16.
     """
+    state, classes = model.state_dict(), model.num_classes
     if half:
         config, classes = replace(config.for_evaluation(), pretrained="none"), 0
-    kept = build_model(config, classes).state_dict()
-    state = {k: v for k, v in model.state_dict().items() if k in kept}
-    if half:
+        state = {k: v for k, v in state.items() if not k.startswith("classifier")}
         state = {k: v.half() if v.numel() > SMALL else v for k, v in state.items()}
     content = {"format": FORMAT, "config": config.to_json(), "classes": classes, "state": state}
     if form == "safetensors":
         save_safetensors(path, content, metadata)
     else:
         content["about"] = metadata
-        torch.save({**content, "digest": digest(content)}, path)
+        save_tensors(path, {**content, "digest": digest(content)})

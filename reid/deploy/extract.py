@@ -1,7 +1,6 @@
 """Descriptors of any images: in Python (Extractor), on the command line (python -m reid extract)."""
 
 import glob
-import hashlib
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,15 +16,15 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
 
 from reid.data.loader import ImageStore, decode, in_order
+from reid.data.prepare.archive import IMAGES
 from reid.data.records import Image
 from reid.errors import InputError, MissingInput
-from reid.evaluation.features import common_folder, describe, extract_file, read_h5
+from reid.evaluation.features import common_folder, content_of, describe, extract_file, is_features, read_h5
 from reid.models import read_weights
 from reid.models.files import sha256
 from reid.models.rrid import SlotLayer
-from reid.runs import atomic_file, pick_device
+from reid.runs import atomic_file, pick_device, writing
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 LISTS = (".txt", ".tsv")
 PRECISIONS = ("fp32", "tf32", "bf16")
 
@@ -63,17 +62,14 @@ class Extractor:
         self.size, self.flip, self.precision = (config.h, config.w), flip, precision
         self.batch_size, self.num_workers = batch_size, num_workers
         self.weights, self.sha256 = Path(weights), sha256(Path(weights))
-        self.model = prepare(model.to(self.device), self.size, precision, compile)
+        self.model = prepare(model, self.size, precision, compile).to(self.device)
 
     def __call__(self, images: Iterable[str | Path | np.ndarray]) -> np.ndarray:
         if isinstance(images, (str, Path)) or getattr(images, "ndim", 1) == 3:
             raise InputError("one image came, expected a sequence of them: put it into a list")
-        rows = [d.flatten(1).cpu() for d in self.describe(self.batches(list(images)))]
+        found = describe(self.model, self.batches(list(images)), self.device, self.flip, self.precision)
+        rows = [d.flatten(1).cpu() for d in found]
         return torch.cat(rows).numpy() if rows else np.zeros((0, 0), np.float32)
-
-    def describe(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Descriptors (n, S, D) of batches of uint8 (n, 3, h, w)."""
-        return describe(self.model, batches, self.device, self.flip, self.precision)
 
     def batches(self, images: Sequence[str | Path | np.ndarray]) -> Iterator[Tensor]:
         with ThreadPoolExecutor(max(1, self.num_workers)) as pool:
@@ -93,7 +89,8 @@ class Extractor:
 
 
 def prepare(model: nn.Module, size: tuple[int, int], precision: str = "fp32", compile: bool = False) -> nn.Module:
-    """The model, changed for inference only: batch norms folded, channels last, convolutions in `precision`."""
+    """The model, on the CPU, changed for inference only: batch norms folded, channels last, convolutions in
+    `precision`."""
     model = fold(model.eval(), size).to(memory_format=torch.channels_last)
     base = getattr(model, "base", None)
     if precision == "bf16" and base is not None:  # once, instead of in every forward; heads stay float32
@@ -109,8 +106,8 @@ def prepare(model: nn.Module, size: tuple[int, int], precision: str = "fp32", co
 
 
 def fold(model: nn.Module, size: tuple[int, int]) -> nn.Module:
-    """The model with each batch norm folded into the convolution or SlotLayer that feeds it; in eval mode the outputs
-    are equal but for rounding.
+    """The model, on the CPU, with each batch norm folded into the convolution or SlotLayer that feeds it; in eval mode
+    the outputs are equal but for rounding.
 
     What feeds what is seen by running it on one image of noise: a batch norm's input is the very tensor that a
     convolution gave. Those used more than once are left; the outputs are compared afterwards.
@@ -131,7 +128,7 @@ def fold(model: nn.Module, size: tuple[int, int]) -> nn.Module:
 
     seen = [m for m in names if isinstance(m, (nn.Conv2d, _BatchNorm))]
     hooks = [m.register_forward_hook(note) for m in seen]
-    noise = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(next(model.parameters()).device)
+    noise = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         before = model(noise)
     for hook in hooks:
@@ -167,7 +164,7 @@ def find_images(sources: Sequence[str]) -> list[Image]:
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir())
+            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES and not p.is_dir())
             images = [Image(str(p), -1, -1) for p in files]
         elif path.is_file():
             images = read_list(path) if path.suffix.lower() in LISTS else [Image(source, -1, -1)]
@@ -176,7 +173,7 @@ def find_images(sources: Sequence[str]) -> list[Image]:
         else:
             raise MissingInput(f"--images {source}: no such folder, file or list")
         if not images:
-            raise InputError(f"--images {source}: no image there; expected {', '.join(SUFFIXES)}")
+            raise InputError(f"--images {source}: no image there; expected {', '.join(IMAGES)}")
         found += images
     return list({os.path.abspath(image.path): image for image in found}.values())
 
@@ -184,7 +181,7 @@ def find_images(sources: Sequence[str]) -> list[Image]:
 def read_list(path: Path) -> list[Image]:
     images = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as e:
         raise InputError(f"{path} is no list of images: {e}") from e
     for number, line in enumerate(lines, 1):
@@ -192,8 +189,8 @@ def read_list(path: Path) -> list[Image]:
             continue
         name, *labels = line.split("\t")
         try:
-            pid, camid = [int(x) for x in labels] + [-1] * (2 - len(labels))
-        except ValueError as e:
+            pid, camid = [int(np.int64(int(x))) for x in labels] + [-1] * (2 - len(labels))
+        except (ValueError, OverflowError) as e:
             raise InputError(f"{path}, line {number}: expected 'path', 'path TAB pid' or 'path TAB pid TAB camid', got "
                              f"{line!r}") from e  # fmt: skip
         images.append(Image(str(path.parent / name), pid, camid))
@@ -259,19 +256,10 @@ def extract_to(path: Path, extractor: Extractor, images: list[Image]) -> None:
     store = ImageStore(images, *extractor.size, extractor.num_workers, device=extractor.device)
     extract_file(
         path, extractor.model, lambda start: store.batches(in_order(len(images), extractor.batch_size, start)), [],
-        images, extractor.device, extractor.sha256, content_of(images), extractor.flip,
-        extractor.precision, size=f"{extractor.size[0]}x{extractor.size[1]}",
+        images, extractor.device, extractor.sha256, "", extractor.flip,
+        extractor.precision, size=f"{extractor.size[0]}x{extractor.size[1]}", content=content_of(images),
         folder=common_folder([image.path for image in images]),
     )  # fmt: skip
-
-
-def content_of(images: list[Image]) -> str:
-    """SHA-256 over the bytes of all files: an image that was replaced is another one, whatever its name."""
-    total = hashlib.sha256()
-    for image in images:
-        with open(image.path, "rb") as f:
-            total.update(hashlib.file_digest(f, "sha256").digest())
-    return total.hexdigest()
 
 
 def add_arguments(parser) -> None:
@@ -283,11 +271,13 @@ def main(arguments) -> int:
     a, out = arguments, Path(arguments.out)
     if out.suffix not in (".h5", ".npz") or out.is_dir():
         raise InputError(f"--out {out}: expected a file's name that ends in .h5 or .npz")
+    if out.suffix == ".h5" and out.exists() and not is_features(out):
+        raise InputError(f"--out {out}: a file that is no features file is there, and stays; give another name")
     images = find_images(a.images)
     extractor = make_extractor(a.weights, a)
     images = readable(images, extractor.size, a.num_workers, a.skip_bad)
     work = out if out.suffix == ".h5" else out.with_name(f".{out.name}.h5")  # rows of an .npz cannot come one by one
-    try:
+    with writing(out):
         extract_to(work, extractor, images)
         if work != out:
             sides, attrs = read_h5(work)
@@ -295,9 +285,5 @@ def main(arguments) -> int:
             with atomic_file(out) as temporary, open(temporary, "wb") as f:
                 np.savez(f, features=features, pids=pids, camids=camids, names=np.array(names), **attrs)
             work.unlink()
-    except OSError as e:
-        if isinstance(e, InputError):
-            raise
-        raise InputError(f"{out} cannot be written: {e}") from e
     print(f"{len(images)} descriptors in {out}")
     return 0

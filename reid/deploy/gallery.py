@@ -17,7 +17,8 @@ import numpy as np
 
 from reid.errors import InputError, MissingInput
 from reid.evaluation.distances import CHUNK, UNIT_TOLERANCE, nearest, products
-from reid.runs import atomic_file, locked
+from reid.evaluation.features import LABELS, new_h5
+from reid.runs import atomic_file, locked, writing
 
 FORMAT = 1
 
@@ -61,6 +62,8 @@ class Gallery:
                 raise InputError(f"{path} is no gallery; python -m reid gallery create makes one")
             self.fingerprint = Fingerprint(f.attrs["weights"], f.attrs["size"], bool(f.attrs["flip"]))
             self.width = f["features"].shape[1]
+            if len({len(f[k]) for k in ("features", "names", "pids", "camids")}) > 1:
+                raise InputError(f"gallery {path} is damaged: features, names, pids and camids differ in length")
 
     @classmethod
     def create(cls, path: str | Path, fingerprint: Fingerprint, entries: Entries, dtype: str = "float32") -> "Gallery":
@@ -69,7 +72,7 @@ class Gallery:
         with alone(path):
             if path.exists():
                 raise InputError(f"{path} is already there; gallery add adds to it")
-            check(entries, entries.features.shape[1], set())
+            check(entries, None, [])
             write(path, fingerprint, None, None, entries, dtype)
         return cls(path)
 
@@ -104,7 +107,7 @@ class Gallery:
         """Adds entries at the end, all or none. Raises InputError for another fingerprint, names that are there."""
         with alone(self.path):
             self.refuse_other(fingerprint)
-            check(entries, self.width, set(self.labels()[0]))
+            check(entries, self.width, self.labels()[0])
             with self.open() as old:
                 write(self.path, self.fingerprint, old, None, entries)
 
@@ -115,17 +118,20 @@ class Gallery:
             kept = ~chosen(names, pids)
             if not kept.all():
                 with self.open() as old:
-                    write(self.path, self.fingerprint, old, np.flatnonzero(kept), None)
+                    write(self.path, self.fingerprint, old, kept, None)
             return int((~kept).sum())
 
     def search(self, queries: np.ndarray, top: int, threshold: float = np.inf) -> list[Answers]:
-        """The exact `top` nearest of each of queries (Q, F), fewer where distances exceed `threshold`.
+        """The exact `top` nearest of each of queries (Q, F) of unit length, fewer where distances exceed `threshold`.
 
-        The gallery passes through memory once, in pieces of CHUNK / 4 numbers. Of entries equally near, those added first.
+        The gallery passes through memory once, in pieces of CHUNK / 4 numbers. Of entries equally near, those added
+        first.
         """
         queries = np.ascontiguousarray(queries, np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.width:
             raise InputError(f"queries have shape {queries.shape}; {self.path} expects (queries, {self.width})")
+        if len(odd := odd_lengths(queries)):
+            raise InputError(f"query {odd[0]} has not length 1; descriptors are made by reid.Extractor")
         keys, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
         with self.open() as f:
             data = f["features"]
@@ -146,12 +152,13 @@ class Gallery:
                 order = keys.argsort(1, kind="stable")[:, :top]
                 keys, rows = np.take_along_axis(keys, order, 1), np.take_along_axis(rows, order, 1)
             distances = np.maximum(2 + 2 * keys, 0)
-            answers = []
-            for row, distance in zip(rows, distances):
-                row, distance = row[distance <= threshold], distance[distance <= threshold]
-                names, pids, camids = ([f[k][i] for i in row] for k in ("names", "pids", "camids"))
-                names = [n.decode() for n in names]
-                answers.append(Answers(row, distance, names, np.array(pids, int), np.array(camids, int)))
+            wanted, places = np.unique(rows, return_inverse=True)
+            names, pids, camids = f["names"].asstr()[wanted], f["pids"][wanted], f["camids"][wanted]
+        answers = []
+        for row, place, distance in zip(rows, places.reshape(rows.shape), distances):
+            near = distance <= threshold
+            place = place[near]
+            answers.append(Answers(row[near], distance[near], names[place].tolist(), pids[place], camids[place]))
         return answers
 
 
@@ -164,21 +171,30 @@ def alone(path: Path) -> Iterator[None]:
         yield
 
 
-def check(entries: Entries, width: int, present: set[str]) -> None:
-    """Raises InputError when entries cannot stand in a gallery of `width` that has the names `present`."""
+def check(entries: Entries, width: int | None, present: Sequence[str]) -> None:
+    """Raises InputError when entries cannot stand in a gallery of `width` (None: a new one) beside names `present`."""
     f = entries.features
-    if f.ndim != 2 or f.shape[1] != width or not len(f) == len(entries.names) == len(entries.pids):
-        raise InputError(f"features have shape {f.shape} for {len(entries.names)} names; expected width {width}")
-    step = max(1, CHUNK // max(1, width))
+    counts = {len(f), *map(len, entries[1:])}
+    if f.ndim != 2 or width not in (None, f.shape[1]) or len(counts) > 1:
+        raise InputError(
+            f"features have shape {f.shape}, there are {len(entries.names)} names, {len(entries.pids)} pids and "
+            f"{len(entries.camids)} camids; expected (M, width{f' {width}' if width else ''}) and M of each"
+        )
+    step = max(1, CHUNK // max(1, f.shape[1]))
     for i in range(0, len(f), step):
         if len(odd := odd_lengths(f[i : i + step].astype(np.float32, copy=False))):
             raise InputError(f"feature {entries.names[i + odd[0]]} has not length 1; the weights or the file it came "
                              "from may be damaged")  # fmt: skip
+    check_names(entries.names, present)
+
+
+def check_names(names: Sequence[str], present: Sequence[str]) -> None:
+    """Raises InputError when one of `names` is there twice or among those `present`."""
     seen = set(present)
-    twice = [n for n in entries.names if n in seen or seen.add(n)]
+    twice = [n for n in names if n in seen or seen.add(n)]
     if twice:
-        raise InputError(f"{len(twice)} of {len(f)} names are in the gallery already, or twice, as {twice[0]}; nothing "
-                         "was added. gallery remove takes entries out")  # fmt: skip
+        raise InputError(f"{len(twice)} of {len(names)} names are in the gallery already, or twice, as {twice[0]}; "
+                         "nothing was added. gallery remove takes entries out")  # fmt: skip
 
 
 def odd_lengths(features: np.ndarray) -> np.ndarray:
@@ -189,27 +205,28 @@ def odd_lengths(features: np.ndarray) -> np.ndarray:
 
 
 def write(
-    path: Path, mark: Fingerprint, old: h5py.File | None, kept: Sequence[int] | None, new: Entries | None, dtype=None
+    path: Path, mark: Fingerprint, old: h5py.File | None, kept: np.ndarray | None, new: Entries | None, dtype=None
 ) -> None:
-    """The rows `kept` (None: all) of `old`, then `new`, as the new state of `path`, in pieces of bounded size."""
-    had = len(old["features"]) if old is not None else 0
-    kept = np.arange(had) if kept is None else np.asarray(kept)
+    """The rows of `old` where `kept` (M,) is true (None: all), then `new`, as the new state of `path`, in pieces of
+    bounded size. Raises InputError where it cannot be written; it is as it was then."""
+    kept = np.ones(len(old["features"]) if old is not None else 0, bool) if kept is None else kept
     added = 0 if new is None else len(new.features)
-    total, width = len(kept) + added, (old["features"] if new is None else new.features).shape[1]
-    try:
-        with atomic_file(path) as temporary, h5py.File(temporary, "w") as f:
-            f.attrs.update({"gallery": FORMAT, **mark._asdict()})
-            features = f.create_dataset("features", (total, width), dtype or old["features"].dtype)
-            step = max(1, CHUNK // max(1, width))
-            for i in range(0, len(kept), step):
-                rows = kept[i : i + step]
-                piece = old["features"][rows[0] : rows[-1] + 1]
-                features[i : i + len(rows)] = piece[rows - rows[0]]
-            for i in range(0, added, step):
-                features[len(kept) + i : len(kept) + min(i + step, added)] = new.features[i : i + step]
-            for name in ("names", "pids", "camids"):
-                before = (old[name].asstr() if name == "names" else old[name])[:][kept] if had else []
-                values = [*before, *(getattr(new, name) if new is not None else [])]
-                f.create_dataset(name, data=values, dtype=h5py.string_dtype() if name == "names" else np.int64)
-    except OSError as e:
-        raise InputError(f"{path} cannot be written, it is as it was: {e}") from e
+    total, width = int(kept.sum()) + added, (old["features"] if new is None else new.features).shape[1]
+    step, dtype = max(1, CHUNK // max(1, width)), np.dtype(dtype or old["features"].dtype)
+    with (
+        writing(path),
+        atomic_file(path) as temporary,
+        new_h5(temporary, total * (width * dtype.itemsize + LABELS)) as f,
+    ):
+        f.attrs.update({"gallery": FORMAT, **mark._asdict()})
+        features, at = f.create_dataset("features", (total, width), dtype), 0
+        pieces = [(old["features"], i, kept[i : i + step]) for i in range(0, len(kept), step)]
+        pieces += [(new.features, i, slice(None)) for i in range(0, added, step)]
+        for source, i, rows in pieces:
+            piece = source[i : i + step][rows]
+            features[at : at + len(piece)] = piece
+            at += len(piece)
+        for name in ("names", "pids", "camids"):
+            before = (old[name].asstr() if name == "names" else old[name])[:][kept] if len(kept) else []
+            values = [*before, *(getattr(new, name) if new is not None else [])]
+            f.create_dataset(name, data=values, dtype=h5py.string_dtype() if name == "names" else np.int64)

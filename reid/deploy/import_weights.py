@@ -8,8 +8,6 @@ torchreid and others), which become initial weights for train.py --pretrained.
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -19,11 +17,11 @@ from reid.config import BACKBONES, Config
 from reid.errors import InputError
 from reid.models import build_model, fill
 from reid.models.backbone import CLASSIFIERS, build_backbone
-from reid.models.files import load_tensors, sha256
+from reid.models.files import is_safetensors, load_tensors, save_tensors, sha256
 from reid.models.legacy import bare, read_foreign
 from reid.models.published import from_published, is_published
 from reid.models.rrid import check_height
-from reid.runs import atomic_file
+from reid.runs import atomic_file, writing
 from reid.training.checkpoint import save_weights
 
 
@@ -41,6 +39,8 @@ def main(arguments) -> int:
         raise InputError(f"--h {arguments.h} --w {arguments.w}: a height and a width are at least 1")
     if os.path.exists(target) and not arguments.overwrite:  # Path.exists raises where a folder cannot be looked into
         raise InputError(f"{target} is already there; give another name, or --overwrite")
+    if os.path.exists(target) and os.path.exists(source) and os.path.samefile(source, target):
+        raise InputError(f"{target} is the file that is read; give another name")
     state, other = read_any(source)
     if is_published(state):
         kind, taken = import_published(state, source, target, arguments.h, arguments.w)
@@ -54,7 +54,7 @@ def main(arguments) -> int:
 
 def read_any(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     """(tensors by bare name, names of what else was there)."""
-    if os.path.isfile(path) and open_start(path)[8:9] == b"{":
+    if os.path.isfile(path) and os.access(path, os.R_OK) and is_safetensors(path):
         state, other = load_tensors(path), []
         state = {bare(k): v for k, v in state.items()}
     else:
@@ -62,24 +62,6 @@ def read_any(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     if "format" in state or "E_p.weight" in state:
         raise InputError(f"{path} is of this project already: its weights.pth is used as it is, with --weights")
     return state, other
-
-
-def open_start(path: Path) -> bytes:
-    try:
-        with open(path, "rb") as f:
-            return f.read(9)
-    except OSError:  # read_foreign says what is wrong
-        return b""
-
-
-@contextmanager
-def writing(target: Path) -> Iterator[None]:
-    """What the system says of a target that cannot be written, as an InputError."""
-    try:
-        yield
-    except (OSError, RuntimeError) as e:  # torch makes a RuntimeError of many lines of a full disk
-        reason, *_ = str(e).split("\n")
-        raise InputError(f"{target} cannot be written: {reason}; give another DST") from e
 
 
 def check_finite(tensors: dict[str, Tensor], source: Path) -> None:
@@ -143,7 +125,7 @@ def import_backbone(state: dict[str, Tensor], source: Path, target: Path) -> tup
     taken = {k: state[prefix + k] for k in sorted(found)}
     check_finite({prefix + k: v for k, v in taken.items()}, source)
     with writing(target), atomic_file(target) as temporary:
-        torch.save(taken, temporary)
+        save_tensors(temporary, taken)
     return f"{name} (names begin with {prefix or 'nothing'}); use it with --pretrained", {prefix + k for k in taken}
 
 

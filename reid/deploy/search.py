@@ -6,16 +6,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as PILImage
 from PIL import ImageDraw
-from tqdm import tqdm
 
 from reid.data.loader import ImageStore, decode, in_order
 from reid.deploy.extract import Extractor, add_extractor_flags, add_images_flags, find_images, make_extractor, readable
-from reid.deploy.gallery import Answers, Entries, Fingerprint, Gallery
+from reid.deploy.gallery import Answers, Entries, Fingerprint, Gallery, check_names
 from reid.errors import InputError, MissingInput
-from reid.evaluation.features import read_h5
-from reid.runs import atomic_file
+from reid.evaluation.features import extract, read_h5
+from reid.runs import atomic_file, writing
 
-TILE_H, TILE_W, TEXT_H, GAP = 192, 96, 26, 6  # pixels of the picture
+TILE_H, TILE_W, TEXT_H, GAP = 192, 96, 38, 6  # pixels of the picture
 
 
 def add_arguments(parser) -> None:
@@ -64,18 +63,16 @@ def put(a) -> int:
         images = find_images(a.images)
         extractor = make_extractor(a.weights, a)
         mark = fingerprint(extractor)
-        if gallery is not None:
-            gallery.refuse_other(mark)  # before the long work
+        if gallery is not None:  # before the long work
+            gallery.refuse_other(mark)
+            check_names([beside(i.path, path) for i in images], gallery.labels()[0])
         images = readable(images, extractor.size, a.num_workers, a.skip_bad)
-        store = ImageStore(images, *extractor.size, extractor.num_workers, device=extractor.device)
-        rows = []
-        with tqdm(total=len(images), desc="features", unit=" images", disable=None) as bar:
-            for d in extractor.describe(store.batches(in_order(len(images), extractor.batch_size))):
-                rows.append(d.flatten(1).cpu().numpy())
-                bar.update(len(d))
         names = [beside(i.path, path) for i in images]
+        store = ImageStore(images, *extractor.size, extractor.num_workers, device=extractor.device)
+        batches = store.batches(in_order(len(images), extractor.batch_size))
+        features = extract(extractor.model, batches, len(images), extractor.device, extractor.flip, extractor.precision)
         labels = np.array([(i.pid, i.camid) for i in images], np.int64)
-        entries = Entries(np.concatenate(rows), names, labels[:, 0], labels[:, 1])
+        entries = Entries(features, names, labels[:, 0], labels[:, 1])
     if gallery is None:
         gallery = Gallery.create(path, mark, entries, a.dtype)
     else:
@@ -169,11 +166,17 @@ def draw_answers(queries: list[str], found: list[Answers], root: Path) -> PILIma
         canvas.text((x, y + TILE_H + 1), text, fill="black")
 
     for row, (query, answers) in enumerate(zip(queries, found)):
-        tile(row, 0, query, f"query\n{Path(query).name[:16]}")
+        tile(row, 0, query, f"query\n{in_lines(query)}")
         for i, (distance, name, pid) in enumerate(zip(answers.distances, answers.names, answers.pids), 1):
             tile(row, i, str(root / name), f"{i}: {distance:.3f}" + (f" pid {pid}" if pid >= 0 else "") +
-                 f"\n{Path(name).name[:16]}")  # fmt: skip
+                 f"\n{in_lines(name)}")  # fmt: skip
     return picture
+
+
+def in_lines(path: str, width: int = 16) -> str:
+    """A file's name in two lines."""
+    name = Path(path).name
+    return f"{name[:width]}\n{name[width : 2 * width]}"
 
 
 def kind_of(path: Path) -> str:
@@ -185,11 +188,12 @@ def kind_of(path: Path) -> str:
 
 
 def save_picture(picture: PILImage.Image, path: Path) -> None:
-    try:
-        with atomic_file(path) as temporary:
+    with writing(path), atomic_file(path) as temporary:
+        try:
             picture.save(temporary, kind_of(path))
-    except OSError as e:
-        raise InputError(f"{path} cannot be written: {e}") from e
+        except ValueError as e:  # WebP and JPEG have a largest width
+            raise InputError(f"{path}: a picture of {picture.width} x {picture.height} pixels is not possible there "
+                             f"({e}); use .png, or a smaller --top") from e  # fmt: skip
 
 
 def info(a) -> int:

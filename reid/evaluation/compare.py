@@ -25,8 +25,9 @@ def main(arguments) -> int:
     return 0
 
 
-def read_queries(path: Path) -> tuple[dict[str, tuple[int, np.ndarray]], str | None]:
-    """{name: (pid, (AP, Rank-1, INP))} of the queries with a match, and the AP convention (None: unknown)."""
+def read_queries(path: Path) -> tuple[dict[str, tuple[int, np.ndarray]], str | None, str | None]:
+    """({name: (pid, (AP, Rank-1, INP))} of the queries with a match, the AP convention, the dataset's fingerprint);
+    the last two None where unknown."""
     path = path / "queries.csv" if path.is_dir() else path
     if not path.is_file():
         raise MissingInput(f"{path} is not there; evaluate.py writes it beside result.json")
@@ -47,12 +48,21 @@ def read_queries(path: Path) -> tuple[dict[str, tuple[int, np.ndarray]], str | N
     if not queries:
         raise InputError(f"{path} has no query with a match")
     result = path.with_name("result.json")
-    return queries, json.loads(result.read_text())["conventions"]["ap"] if result.is_file() else None
+    if not result.is_file():
+        return queries, None, None
+    try:
+        content = json.loads(result.read_text())
+        return queries, content["conventions"]["ap"], content["dataset"]
+    except (ValueError, KeyError, TypeError) as e:
+        raise InputError(f"{result} is damaged ({type(e).__name__}: {e}); evaluate again") from e
 
 
 def comparison(a, b, names) -> str:
     """The table of both results, as printed."""
-    (first, first_ap), (second, second_ap) = a, b
+    (first, first_ap, first_data), (second, second_ap, second_data) = a, b
+    if first_data != second_data and None not in (first_data, second_data):
+        raise InputError(f"{names[0]} and {names[1]} are of two datasets, or of one that changed; compare results of "
+                         "one test set")  # fmt: skip
     if first_ap != second_ap and None not in (first_ap, second_ap):
         raise InputError(f"{names[0]} has --ap {first_ap}, {names[1]} --ap {second_ap}; evaluate both alike")
     shared = [name for name in first if name in second]

@@ -1,8 +1,10 @@
 """Images -> descriptors, and the files they are kept in: our features.h5, anybody's .npz, layumi's .mat."""
 
+import hashlib
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,13 @@ from reid.data.records import Image
 from reid.data.transforms import normalise
 from reid.errors import InputError, Interrupted, MissingInput
 from reid.processes import from_first, gather_rows, signals_noted, wait, world
-from reid.runs import autocast, locked
+from reid.runs import autocast, locked, writing
 
 ROWS = 1 << 12  # checked or converted at once
+UNREADABLE = (OSError, ValueError, EOFError, TypeError, AttributeError, IndexError, BadZipFile, zlib.error,
+              NotImplementedError)  # what h5py, NumPy and SciPy make of damage  # fmt: skip
+LARGEST = np.float32(1e15)  # of a feature's numbers: their squares' sums are finite
+LABELS, ROOM = 300, 1 << 20  # bytes, at most, of an image's labels in a file, and of all else there
 
 
 @dataclass(frozen=True)
@@ -97,8 +103,8 @@ def extract_file(
     precision: str = "fp32",
     dtype: str = "float32",
     **attrs: Any,
-) -> Features:
-    """Writes features.h5 while it extracts, and returns its content.
+) -> None:
+    """Writes features.h5 while it extracts.
 
     load(start) gives batches of uint8 images from number `start` on, query before gallery. `weights` and `dataset`
     are the hex SHA-256 of both; attrs are further settings on which the features depend. The work stands in
@@ -117,7 +123,6 @@ def extract_file(
     with locked(path) if first else nullcontext():  # two commands of the same work: the second finds it done
         fill_file(path, model, load, header, labels, device, flip, precision, dtype)
     wait()
-    return read_features(path)
 
 
 def fill_file(path: Path, model: nn.Module, load, header: dict, labels: dict, device, flip, precision, dtype) -> None:
@@ -137,7 +142,8 @@ def fill_file(path: Path, model: nn.Module, load, header: dict, labels: dict, de
             if first and rows is None:
                 shape = (total, features[0].numel())
                 bands = {"bands": model.bands} if hasattr(model, "bands") else {}  # of the body: reid/report/slots.py
-                create(partial, header | {"slots": features.shape[1:]} | bands, labels, shape, dtype)
+                with writing(path):
+                    create(partial, header | {"slots": features.shape[1:]} | bands, labels, shape, dtype)
                 rows = open_rows(partial)
             if first:
                 rows[done : done + len(features)] = features.flatten(1).cpu().numpy()
@@ -158,6 +164,15 @@ def short_names(paths: Sequence[str]) -> list[str]:
     return [os.path.relpath(p, root) for p in paths]
 
 
+def content_of(images: Sequence[Image]) -> str:
+    """SHA-256 over the bytes of all files: an image that was replaced is another one, whatever its name."""
+    total = hashlib.sha256()
+    for image in images:
+        with open(image.path, "rb") as f:
+            total.update(hashlib.file_digest(f, "sha256").digest())
+    return total.hexdigest()
+
+
 def common_folder(paths: Sequence[str]) -> str:
     """Absolute."""
     return os.path.commonpath({os.path.dirname(os.path.abspath(p)) for p in paths})
@@ -166,14 +181,36 @@ def common_folder(paths: Sequence[str]) -> str:
 def create(path: Path, attrs: dict, labels: dict, shape: tuple[int, int], dtype: str) -> None:
     """A features file whose rows are allocated and zero; its rows are then written in place, so that the HDF5
     structure is complete from the start and a kill cannot damage it."""
+    try:
+        with new_h5(path, shape[0] * (shape[1] * np.dtype(dtype).itemsize + LABELS)) as f:
+            for name, values in labels.items():
+                f.create_dataset(name, data=values, dtype=h5py.string_dtype() if isinstance(values, list) else None)
+            f.attrs.update(attrs)
+            layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+            space, kind = h5py.h5s.create_simple(shape), h5py.h5t.py_create(np.dtype(dtype))
+            h5py.h5d.create(f.id, b"features", kind, space, layout)
+        reserve(path, path.stat().st_size)  # on a disk that fills up, rows written in place are a bus error
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def new_h5(path: Path, size: int) -> Iterator[h5py.File]:
+    """An HDF5 file for which there is room: of what it cannot write, h5py cannot rid itself and crashes later. Raises
+    OSError."""
+    path.touch()
+    reserve(path, size + ROOM)
     with h5py.File(path, "w") as f:
-        for name, values in labels.items():
-            f.create_dataset(name, data=values, dtype=h5py.string_dtype() if isinstance(values, list) else None)
-        f.attrs.update(attrs)
-        layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        space, kind = h5py.h5s.create_simple(shape), h5py.h5t.py_create(np.dtype(dtype))
-        h5py.h5d.create(f.id, b"features", kind, space, layout)
+        yield f
+
+
+def reserve(path: Path, size: int) -> None:
+    """Makes a file at least `size` bytes long, and sure of its place on the disk, or raises OSError."""
+    if hasattr(os, "posix_fallocate"):  # not on every system
+        with open(path, "rb+") as f:
+            os.posix_fallocate(f.fileno(), 0, size)
 
 
 def open_rows(path: Path) -> np.memmap:
@@ -221,7 +258,7 @@ def read_features(path: str | Path) -> Features:
         sides, attrs = readers[path.suffix](path)
     except KeyError as e:
         raise InputError(f"{path}: {e.args[0]}; is it a features file?") from e
-    except (OSError, ValueError, EOFError, TypeError, BadZipFile, NotImplementedError) as e:
+    except UNREADABLE as e:
         if isinstance(e, InputError):
             raise
         raise InputError(f"{path} cannot be read: {e}. It is cut short or damaged; make it again") from e
@@ -234,6 +271,15 @@ def read_features(path: str | Path) -> Features:
     if (parts[1].pids == -1).any():
         parts[1] = parts[1].where(parts[1].pids != -1)
     return Features(*parts, attrs)
+
+
+def is_features(path: Path) -> bool:
+    """Whether a file, damaged or not, says that it is a features file of ours."""
+    try:
+        with h5py.File(path, "r") as f:
+            return "slots" in f.attrs
+    except OSError:
+        return False
 
 
 def read_h5(path: Path):
@@ -249,8 +295,9 @@ def read_h5(path: Path):
         sides = {}
         for side in ("query", "gallery"):
             rows = np.flatnonzero(subset == side)
-            run = len(rows) and rows[-1] - rows[0] + 1 == len(rows)
-            values = data[rows[0] : rows[-1] + 1] if run else data[:][rows]
+            first = rows[0] if len(rows) else 0
+            run = np.array_equal(rows, np.arange(first, first + len(rows)))
+            values = data[first : first + len(rows)] if run else data[:][rows]
             sides[side] = (values, pids[rows], None if camids is None else camids[rows], names[rows].tolist())
         return sides, {k: v.tolist() if isinstance(v, np.generic | np.ndarray) else v for k, v in f.attrs.items()}
 
@@ -295,8 +342,8 @@ def checked(path: Path, side: str, features, pids, camids, names) -> Part:
         with np.errstate(over="ignore"):  # infinite then, and refused
             features = features.astype(np.float32)
     for i in range(0, len(features), ROWS):
-        bad = np.flatnonzero(~np.isfinite(features[i : i + ROWS]).all(1))
+        bad = np.flatnonzero(~(np.abs(features[i : i + ROWS]) < LARGEST).all(1))
         if len(bad):
-            raise InputError(f"{path}: {side} feature row {i + bad[0]} has NaN or infinite values; extract it again")
+            raise InputError(f"{path}: {side} feature row {i + bad[0]} has NaN or infinite values, or too large ones")
     names = [str(i) for i in range(len(features))] if names is None else names
     return Part(np.ascontiguousarray(features), np.asarray(pids), camids, names)

@@ -114,8 +114,8 @@ def shared_weight(ours: sparse.csr_array, theirs: sparse.csc_array, i: int) -> n
 def expand_queries(
     query: np.ndarray, gallery: np.ndarray, k: int, metric: str = "euclidean", device=None, limit: int = BLOCK_BYTES
 ) -> np.ndarray:
-    """(Q, F) float32: each query replaced by the mean of itself and its k nearest gallery features, of unit length
-    (average query expansion, Chum et al. 2007)."""
+    """(Q, F) float32: each query replaced by the mean of itself and its k nearest gallery features, of the query's own
+    length (average query expansion, Chum et al. 2007)."""
     if not 0 < k <= len(gallery):
         raise InputError(f"--query_expansion {k}: give 1 to {len(gallery)}, the size of the gallery")
     mean = query.astype(np.float32)
@@ -123,4 +123,5 @@ def expand_queries(
         near = nearest(block.keys, k)
         for column in near.T:
             mean[block.start : block.start + len(near)] += gallery[column]
-    return mean / np.linalg.norm(mean, axis=1, keepdims=True)
+    length = np.linalg.norm(query.astype(np.float32), axis=1, keepdims=True)
+    return mean * (length / np.linalg.norm(mean, axis=1, keepdims=True))

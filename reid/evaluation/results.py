@@ -73,6 +73,8 @@ class Result:
             "conventions": self.conventions,
             "weights": self.features.attrs.get("weights"),
             "dataset": self.features.attrs.get("dataset"),
+            "size": self.features.attrs.get("size"),
+            "precision": self.features.attrs.get("precision"),
             "time": round(self.seconds, 3),
             "intervals": self.intervals,
             "other_conventions": {

@@ -17,19 +17,22 @@ from reid.models.strong_baseline import StrongBaseline
 
 def build_model(config: Config, num_classes: int) -> nn.Module:
     """The configuration's model, untrained: images (N, 3, H, W) -> features (N, S, D) in eval mode, Output in training
-    mode. `base` is its backbone, `bands` the part of the image's height that each slot looks at."""
+    mode. `base` is its backbone, `bands` the part of the image's height that each slot looks at; num_classes 0: without
+    classifiers."""
     c = config
     match c.model:
         case "baseline":
-            return Baseline(num_classes, c.backbone, c.last_stride)
+            model = Baseline(num_classes, c.backbone, c.last_stride)
         case "strong_baseline":
-            return StrongBaseline(num_classes, c.backbone, c.last_stride, c.neck)
+            model = StrongBaseline(num_classes, c.backbone, c.last_stride, c.neck)
         case "pcb":
-            return PCB(num_classes, c.stripes[0], c.backbone)
+            model = PCB(num_classes, c.stripes[0], c.backbone)
         case "mgn":
-            return MGN(num_classes, c.stripes, c.backbone)
+            model = MGN(num_classes, c.stripes, c.backbone)
         case _:
-            return RRID(num_classes, c.stripes, c.backbone, c.relation, c.pooling, c.contrast, c.ce_on)
+            model = RRID(num_classes, c.stripes, c.backbone, c.relation, c.pooling, c.contrast, c.ce_on)
+    model.num_classes = num_classes
+    return model
 
 
 def load_model(path: str | Path) -> nn.Module:

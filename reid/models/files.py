@@ -17,9 +17,8 @@ def load_tensors(path: Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise MissingInput(f"weights file {path} is not there (or is a folder)")
     try:
-        with open(path, "rb") as f:
-            safetensors = f.read(9)[8:] == b"{"  # the length of a JSON header, then the header
-        content = load_safetensors(path) if safetensors else torch.load(path, map_location="cpu", weights_only=True)
+        plain = is_safetensors(path)
+        content = load_safetensors(path) if plain else torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
         raise
     except Exception as e:  # torch raises many kinds here: truncated zip, foreign classes, not a file of torch
@@ -35,6 +34,11 @@ def load_tensors(path: Path) -> dict[str, Any]:
     return content
 
 
+def is_safetensors(path: Path) -> bool:
+    with open(path, "rb") as f:
+        return f.read(9)[8:] == b"{"  # the length of a JSON header, then the header
+
+
 def load_safetensors(path: Path) -> dict[str, Any]:
     """A safetensors file's tensors; of one that save_safetensors wrote, its whole content."""
     try:
@@ -47,7 +51,8 @@ def load_safetensors(path: Path) -> dict[str, Any]:
 
 
 def save_safetensors(path: Path, content: dict[str, Any], about: dict[str, str]) -> None:
-    """Writes content (format, config, classes, state), `about` it, and the digest of both."""
+    """Writes content (format, config, classes, state), `about` it, and the digest of both. Raises OSError."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     state = {name: content["state"][name].contiguous() for name in sorted(content["state"])}
@@ -55,8 +60,19 @@ def save_safetensors(path: Path, content: dict[str, Any], about: dict[str, str])
     plain["digest"] = digest({**plain, "state": state})
     path.touch()  # with the mode of any new file; the library makes one that only its owner reads
     mode = path.stat().st_mode
-    save_file(state, path, {"rrid": json.dumps(plain)})  # one entry: of several the library shuffles the order
+    try:
+        save_file(state, path, {"rrid": json.dumps(plain)})  # one entry: of several the library shuffles the order
+    except SafetensorError as e:
+        raise OSError(str(e)) from e
     path.chmod(mode)
+
+
+def save_tensors(path: Path, content: dict[str, Any]) -> None:
+    """torch.save. Raises OSError where the disk is full, of which torch makes a RuntimeError."""
+    try:
+        torch.save(content, path)
+    except RuntimeError as e:
+        raise OSError(f"torch could not write all of {path}; is the disk full?") from e
 
 
 def sha256(path: Path) -> str:

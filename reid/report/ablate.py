@@ -21,6 +21,7 @@ from tqdm import tqdm
 from reid.config import Config, closest
 from reid.errors import InputError, Interrupted, MissingInput
 from reid.flags import add_flags, given_flags, to_flags
+from reid.models.files import digest
 from reid.models.rrid import check_height
 from reid.processes import signals_noted
 from reid.profiles import from_flags, profile, run_name
@@ -159,7 +160,7 @@ def run_cells(cells: list[Cell], jobs: int) -> list[Impossible]:
 
     def work(cell: Cell) -> None:
         try:
-            with locked(Path(cell.config.exp_dir, cell.config.datasets, cell.name), waits=False):
+            with locked(work_place(cell), waits=False):
                 for argv in commands(cell.config):
                     code, last = run_script(argv, children, quiet=jobs > 1) if not stopped.is_set() else (0, "")
                     if code and not stopped.is_set():
@@ -182,6 +183,11 @@ def run_cells(cells: list[Cell], jobs: int) -> list[Impossible]:
     if stopped.is_set():
         raise Interrupted("stopped; the same command continues where each cell stands")
     return broken
+
+
+def work_place(cell: Cell) -> Path:
+    """What stands for a cell while it is at work: its name, and what two cells of one name differ in."""
+    return Path(cell.config.exp_dir, cell.config.datasets, f"{cell.name}-{digest(cell.config.to_json())[:8]}")
 
 
 def commands(config: Config) -> Iterator[list[str]]:

@@ -1,5 +1,6 @@
 """python -m reid report: a result as one page to look at, report.html, with its figures as PNG beside it."""
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from reid.errors import InputError, MissingInput
 from reid.evaluation.features import Features, read_features, short_names
 from reid.evaluation.results import Result, evaluate
 from reid.report import facts, figures, html, lists
-from reid.runs import atomic_file
+from reid.runs import atomic_file, writing
 
 FPR = 1e-3
 
@@ -86,23 +87,23 @@ def evaluation(folder: Path) -> Place:
     run = folder.parent if (parent / "config.json").is_file() else None
     name = folder.resolve().name
     dataset = "" if not name.startswith("eval-") else name.removeprefix("eval-") if run else parent.name
+    dataset = re.sub(r"_(h|w|precision)-\w+", "", dataset)  # as runs.evaluation_folder adds them
     return Place(folder, run, folder / "features.h5", dataset)
 
 
 def image_paths(features: Features, dataset: str, dataset_path: str, split: int) -> tuple[dict[str, str], str]:
     """(image name -> file, what is missing in a sentence or "")."""
-    alone = "so numbers and curves only"
     if not dataset:
-        return {}, f"The features do not say which images they are of, {alone}: name them with --dataset_type."
+        return {}, "The features do not say which images they are of: name them with --dataset_type."
     folder, problems = folder_of(dataset, dataset_path), []
     if not (folder / "meta.json").is_file():
-        return {}, f"The images are not at {folder}, {alone}: say where they are with --dataset_path."
+        return {}, f"The images are not at {folder} (no meta.json): say where they are with --dataset_path."
     try:
         found = read_dataset(folder, split, problems.append)
     except InputError as e:
-        return {}, f"The images cannot be listed, {alone}: {e}"
+        return {}, f"The images cannot be listed: {e}"
     if not problems and features.attrs.get("dataset", found.fingerprint) != found.fingerprint:
-        return {}, f"{folder} is not the dataset of these features (another fingerprint), {alone}."
+        return {}, f"{folder} is not the dataset of these features (another fingerprint)."
     files = [image.path for image in (*found.query, *found.gallery)]
     paths = dict(zip(short_names(files), files))
     missing = sum(name not in paths for side in (features.query, features.gallery) for name in side.names)
@@ -129,13 +130,15 @@ def write_report(
     found although they are needed."""
     with figures.styled():  # before the long work
         pass
-    try:
+    with writing(place.folder):
         place.folder.mkdir(parents=True, exist_ok=True)
         paths, missing = {}, ""
         if result is not None:
             paths, missing = image_paths(result.features, place.dataset, dataset_path, split)
         if missing and need_images and not paths:
             raise InputError(missing)
+        if missing and not paths:
+            missing += " So numbers and curves only."
         if missing:
             print(f"warning: {missing}", file=sys.stderr)
         sections, data, thumbs = content(place, result, paths, missing, runs, k, rerank, query_expansion, maps)
@@ -144,10 +147,6 @@ def write_report(
         subtitle = "A person re-identification result: who was confused with whom, and why"
         with atomic_file(place.folder / "report.html") as temporary:
             temporary.write_text(html.page(title, subtitle, sections, data, thumbs), encoding="utf-8")
-    except OSError as e:
-        if isinstance(e, InputError):
-            raise
-        raise InputError(f"the report cannot be written to {place.folder}: {e}; make it writable, or copy it") from e
     print(f"report in {place.folder / 'report.html'}")
 
 

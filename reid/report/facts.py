@@ -22,6 +22,11 @@ def read_run(run: Path) -> tuple[dict[str, Any], list[dict]]:
         except ValueError as e:
             raise InputError(f"{run / name} is not valid JSON ({e}); was it cut short? Put it back from a copy") from e
     rooms, versions = found
+    if not isinstance(rooms, dict) or not all(isinstance(room, dict) for room in rooms.values()):
+        raise InputError(f"{run / 'config.json'} is no configuration, an object of rooms; put it back from a copy")
+    known = {"time", "command", "commit", "python", "packages", "machine", "cuda"}
+    if not isinstance(versions, list) or not all(isinstance(v, dict) and known <= v.keys() for v in versions):
+        raise InputError(f"{run / 'versions.json'} is not what train.py writes; put it back from a copy")
     return {k: v for room in rooms.values() for k, v in room.items()}, versions
 
 
@@ -114,7 +119,7 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
             rows.append(json.loads(line))
         except ValueError:
             continue
-    return [row for row in rows if isinstance(row, dict) and "step" in row]
+    return [row for row in rows if isinstance(row, dict) and isinstance(row.get("step"), int)]
 
 
 def shown(value: Any) -> str:

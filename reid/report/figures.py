@@ -12,7 +12,7 @@ import numpy as np
 from reid.errors import InputError
 from reid.evaluation.features import Features
 from reid.evaluation.results import Result
-from reid.runs import atomic_file
+from reid.runs import atomic_file, writing
 
 # Okabe and Ito, Color Universal Design, 2008
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -215,11 +215,8 @@ def covered(path: Path, lines: dict[str, dict[str, Any]]) -> None:
         axes.set(xlabel="covered sixth of the query image", ylabel="mAP, %", title="Thin lines: nothing covered")
         axes.set_xticks(range(1, 7), parts)
         figure.legend(loc="outside lower center")
-        try:
-            with atomic_file(path) as temporary:
-                figure.savefig(temporary, format="png", dpi=160)
-        except OSError as e:
-            raise InputError(f"--figure {path} cannot be written: {e}") from e
+        with writing(path), atomic_file(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=160)
 
 
 def principal(folder: Path, features: Features, ap: np.ndarray, count: int = 10) -> list[Picture]:

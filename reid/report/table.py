@@ -18,7 +18,7 @@ from reid.models.files import load_tensors
 from reid.profiles import profile
 from reid.report import figures
 from reid.report.published import published
-from reid.runs import atomic_file, is_finished
+from reid.runs import atomic_file, is_finished, writing
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # in a state, yet no parameters
 COLUMNS = ("model", "changed", "test", "seeds", "width", "parameters", "images seen", "mAP", "Rank-1", "mINP",
@@ -232,12 +232,9 @@ def write_csv(lines: list[dict[str, Any]], path: Path) -> None:
     check_csv(path)
     scores = ("mAP", "Rank-1", "mINP")
     names = [n for c in COLUMNS for n in ((c, f"{c} std") if c in scores else (c,))]
-    try:
-        with atomic_file(path) as temporary, open(temporary, "w", newline="") as f:
-            out = csv.writer(f)
-            out.writerow(names)
-            for line in lines:
-                cells = [v for c in COLUMNS for v in (line[c] if c in scores else (line[c],))]
-                out.writerow(["" if v is None else v for v in cells])
-    except OSError as e:
-        raise InputError(f"--csv {path} cannot be written: {e}; name a file in a folder that can be") from e
+    with writing(path), atomic_file(path) as temporary, open(temporary, "w", newline="") as f:
+        out = csv.writer(f)
+        out.writerow(names)
+        for line in lines:
+            cells = [v for c in COLUMNS for v in (line[c] if c in scores else (line[c],))]
+            out.writerow(["" if v is None else v for v in cells])

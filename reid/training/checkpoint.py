@@ -5,10 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from reid.errors import InputError
-from reid.models.files import digest, load_tensors, sha256
+from reid.models.files import digest, load_tensors, save_tensors, sha256
 from reid.runs import atomic_file
 
 FORMAT = 1
@@ -18,7 +16,7 @@ def save(path: Path, content: dict[str, Any], previous: Path | None = None) -> N
     """Writes content + its digest; the file at `path` is replaced whole or not at all, and kept as `previous`."""
     content = {"format": FORMAT, **content}
     with atomic_file(path) as temporary:
-        torch.save({**content, "digest": digest(content)}, temporary)
+        save_tensors(temporary, {**content, "digest": digest(content)})
         if previous is not None and path.exists():
             os.replace(path, previous)
 

@@ -24,7 +24,7 @@ from reid.models import build_model, fill
 from reid.models.backbone import load_pretrained
 from reid.models.rrid import check_height
 from reid.processes import World, average, connected, part_of, signals_noted, wait
-from reid.runs import Run, pick_device
+from reid.runs import Run, pick_device, writing
 from reid.training import checkpoint
 from reid.training.schedule import rates, total_steps
 from reid.training.step import TrainStep
@@ -47,15 +47,24 @@ def train(config: Config) -> Path:
         batches = epoch_batches(config, [i.pid for i in images], 1)  # or InputError
         if min(map(len, batches)) < 2:
             raise InputError("a batch of one image has no batch statistics; use --batch_size 2 or more")
+        if config.sampler == "pk" and config.triplet_weight and config.batch_size < 2 * config.batch_sample:
+            raise InputError(f"--batch_size {config.batch_size} with --batch_sample {config.batch_sample} is one "
+                             "identity a batch, and a triplet needs two; use --batch_size "
+                             f"{2 * config.batch_sample} or more")  # fmt: skip
         if 0 < config.classes < identities:
             raise InputError(f"--classes {config.classes} is less than the {identities} training identities")
         if config.pretrained not in ("auto", "none") and not Path(config.pretrained).is_file():
             raise MissingInput(f"--pretrained {config.pretrained} is not there")
-        run = Run.open(config, here.first)  # only now: bad input leaves no folder behind
+        run = Run.open(config, here.first)
         if here.first:
             wait()
         try:
-            return Trainer(config, dataset, run, device, here).run_all(signals)
+            with writing(run.folder):
+                return Trainer(config, dataset, run, device, here).run_all(signals)
+        except InputError:
+            if not config.resume:
+                run.discard()
+            raise
         finally:
             run.close()
 
@@ -244,6 +253,9 @@ class Trainer:
                 raise InputError(f"--resume {folder}: the configuration differs: {told}; repeat the flags of that run, "
                                  "start a new one, or allow it with --allow_changes")  # fmt: skip
             self.run.say(f"the configuration differs from the checkpoint's: {told}")
+        if missing := {"fingerprint", "state", "training", "step", "best"} - content.keys():
+            raise InputError(f"{folder / 'checkpoint.pth'} is no checkpoint of a training: it has no "
+                             f"{', '.join(sorted(missing))}; put it back, or delete it to start anew")  # fmt: skip
         if content["fingerprint"] != self.dataset.fingerprint:
             raise InputError(f"--resume {folder}: {self.dataset.folder} is not the dataset it was trained on")
         fill(self.model, content["state"], folder)

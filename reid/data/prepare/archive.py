@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from reid.errors import InputError, MissingInput
 
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAX_MEMBERS = 2_000_000
 MAX_IMAGE = 64 << 20  # bytes of one image file; a person crop has some thousand
