@@ -239,9 +239,10 @@ class Run:
                 self.events.add_scalar(name, value, step)
 
     def discard(self) -> None:
-        """Takes a new run's folder away when nothing in it is worth a --resume, so that the next one has its name."""
+        """Takes a new run's folder away when no step of it is kept, so that the next one has its name."""
         self.close()
-        if not self.silent and not (self.folder / "checkpoint.pth").exists():
+        kept = [self.folder / name for name in ("checkpoint.pth", "metrics.jsonl")]
+        if not self.silent and not any(path.exists() and path.stat().st_size for path in kept):
             shutil.rmtree(self.folder)
 
     def close(self) -> None:

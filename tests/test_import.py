@@ -120,14 +120,15 @@ def test_published_weights_in_every_form(form, ours, tmp_path, script, monkeypat
 
 
 def test_published_layout_handed_on(ours, tmp_path, script):
-    """export takes the published layout as it is; with no class count in the file its classifiers stay behind."""
+    """export takes the published layout as it is, classifiers too."""
     torch.save(published_state(ours), tmp_path / "theirs.pth")
     done = script("reid/__main__.py", "export", "--weights", tmp_path / "theirs.pth", "--format", "pth",
                   "--num_images", "4", "--out", tmp_path / "ours.pth")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    state = read_weights(tmp_path / "ours.pth")[0].state_dict()
-    assert not [k for k in state if k.startswith("classifier")]
-    assert all(torch.equal(v, ours.state_dict()[k]) for k, v in state.items() if not k.endswith("tracked"))
+    model = read_weights(tmp_path / "ours.pth")[0]
+    state, expected = model.state_dict(), ours.state_dict()
+    assert model.num_classes == 6 and state.keys() == expected.keys()
+    assert all(torch.equal(v, expected[k]) for k, v in state.items() if not k.endswith("tracked"))
 
 
 @pytest.mark.parametrize(

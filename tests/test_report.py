@@ -377,9 +377,15 @@ def test_images_that_were_asked_for_and_are_not_there(evaluated, capsys, tmp_pat
     assert main(["report", str(evaluated)]) == 0
     page = evaluated / "report.html"
     before = page.read_bytes()
-    for flags in (["--split", "7"], ["--dataset_path", str(tmp_path)], ["--dataset_type", "market1501"]):
+    assert "warning: The features do not say" in (said := capsys.readouterr().err) and "numbers and curves only" in said
+    for flags, words in (
+        (["--split", "7"], "error: The features do not say which images"),
+        (["--dataset_path", str(tmp_path)], "error: The features do not say which images"),
+        (["--dataset_type", "market1501"], "market1501 (no meta.json)"),
+    ):
         assert main(["report", str(evaluated), *flags]) == 2
-        assert "so numbers and curves only" in capsys.readouterr().err and page.read_bytes() == before
+        said = capsys.readouterr().err
+        assert words in said and "curves" not in said and page.read_bytes() == before
 
 
 def test_features_that_are_all_equal(features, tmp_path):
