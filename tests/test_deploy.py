@@ -387,7 +387,7 @@ def test_the_shipped_model():
     assert content["classes"] == 0 and content["config"]["run"] == Config().to_json()["run"]  # no path of a machine
     shots = [np.asarray(draw(pid, 0, shot)) for shot in (0, 1) for pid in range(12)]
     features = reid.Extractor(path)(shots)
-    assert features.shape == (24, 3840) and reid.load_model(path).stripes == (6, 4, 2)
+    assert features.shape == (24, 1792) and reid.load_model(path).stripes == (6,)
     nearest = (features[:12] @ features[12:].T).argmax(1)
     assert (nearest == np.arange(12)).mean() > 0.7
 

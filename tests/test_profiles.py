@@ -23,7 +23,7 @@ def test_original_is_the_published_code():
 
 
 def test_best_is_the_paper_with_what_runs_showed():
-    assert profile("best").changes(profile("paper")) == {"schedule": "cosine"}
+    assert profile("best").changes(profile("paper")) == {"stripes": (6,), "schedule": "cosine"}
     assert run_name(profile("best")) == "best"
 
 

@@ -32,7 +32,7 @@ from reid.training.checkpoint import FORMAT
 INPUTS = ("nhwc", "nchw", "normalised")
 NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "safetensors": ("safetensors",), "pth": ()}
 TOLERANCE, HALF_TOLERANCE = 1e-4, 1e-3  # of a descriptor's numbers
-SMALL = 1 << 16  # numbers of a tensor
+SMALL = 1 << 18  # numbers of a tensor; smaller ones cost little, and those of a small backbone differ most
 SLACK = 0.1  # of these tolerances: squared distances closer than this may change places
 
 
