@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -239,7 +239,7 @@ class Run:
                 self.events.add_scalar(name, value, step)
 
     def discard(self) -> None:
-        """Takes a new run's folder away when no step of it is kept, so that the next one has its name."""
+        """Takes a new run's folder away when no step of it is kept: bad input leaves none behind."""
         self.close()
         kept = [self.folder / name for name in ("checkpoint.pth", "metrics.jsonl")]
         if not self.silent and not any(path.exists() and path.stat().st_size for path in kept):
@@ -264,11 +264,6 @@ def is_finished(folder: Path) -> bool:
     return (folder / "weights.pth").is_file()
 
 
-def newest(folders: list[Path], wanted: Callable[[Path], bool]) -> Path | None:
-    found = [f for f in folders if f.is_dir() and wanted(f)]
-    return max(found, key=lambda f: f.stat().st_mtime, default=None)
-
-
 def find_unfinished(config: Config) -> Path:
     """The run that --resume means: the named folder, else the newest unfinished one of this name."""
     if config.resume != "newest":
@@ -280,7 +275,8 @@ def find_unfinished(config: Config) -> Path:
         return folder
     parent, name = Path(config.exp_dir) / config.datasets, run_name(config)
     numbered = [p for p in parent.glob("*") if re.fullmatch(re.escape(name) + r"(-\d+)?", p.name)]
-    folder = newest(numbered, lambda f: (f / "config.json").is_file() and not is_finished(f))
+    unfinished = [f for f in numbered if (f / "config.json").is_file() and not is_finished(f)]
+    folder = max(unfinished, key=lambda f: f.stat().st_mtime, default=None)
     if folder is None:
         raise MissingInput(
             f"--resume: no unfinished run {parent / name}; runs there: "

@@ -145,7 +145,8 @@ def test_what_is_not_the_run_goes_elsewhere(straight, script, small_run, tmp_pat
     assert (run / "eval-tiny" / "result.json").read_bytes() == before
     done = script("evaluate.py", "--features", run / "eval-tiny" / "features.h5", "--occlude", 3)
     assert done.returncode == 2 and "--occlude covers images" in done.stderr
-    assert evaluation(run / "eval-tiny_h-96").dataset == "tiny"
+    for name in ("tiny", "tiny_h-96", "tiny_h-96_w-64_precision-bf16"):
+        assert evaluation(run / f"eval-{name}").dataset == "tiny"
 
 
 def test_features_of_images_that_were_replaced_are_made_anew(straight, script, tmp_path):

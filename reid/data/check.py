@@ -21,7 +21,7 @@ from typing import NamedTuple
 from PIL import Image as PILImage
 from tqdm import tqdm
 
-from reid.data.loader import MAX_PIXELS
+from reid.data.loader import unusable
 from reid.data.prepare import folder_of
 from reid.data.prepare.archive import IMAGES, MAX_IMAGE
 from reid.data.prepare.plan import ENLARGED, PUBLISHED
@@ -121,10 +121,8 @@ def examine(path: str) -> Decoded:
         if not content:
             raise InputError("is empty")
         with PILImage.open(io.BytesIO(content)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise InputError(f"has {image.width} x {image.height} pixels, too many for an image of a person")
-            if image.mode[0] in "IF":
-                raise InputError(f"has more than 8 bits a channel (mode {image.mode}), which training refuses")
+            if wrong := unusable(image):
+                raise InputError(wrong)
             image.load()
             return Decoded(digest, image.format or "", image.size, "")
     except PILImage.UnidentifiedImageError:

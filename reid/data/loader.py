@@ -21,6 +21,16 @@ from reid.errors import InputError, MissingInput
 MAX_PIXELS = 64_000_000  # a person crop is far smaller; a larger header is damage or a decompression bomb
 
 
+def unusable(image: PILImage.Image) -> str:
+    """Why an image, not yet decoded, is none to train or search with; "" when it is one."""
+    if image.width * image.height > MAX_PIXELS:
+        return f"has {image.width} x {image.height} pixels, too many for an image of a person"
+    if image.mode[0] in "IF":
+        return (f"has more than 8 bits a channel (mode {image.mode}), and how bright its white is nobody knows; "
+                "convert it to 8 bits")  # fmt: skip
+    return ""
+
+
 def decode(path: str, height: int, width: int) -> np.ndarray:
     """RGB pixels (height, width, 3) uint8, resized by Pillow's bilinear filter (with antialias).
 
@@ -30,11 +40,8 @@ def decode(path: str, height: int, width: int) -> np.ndarray:
     try:
         path.encode()
         with PILImage.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise InputError(f"{path}: {image.width} x {image.height} pixels, expected a crop of a person")
-            if image.mode[0] in "IF":
-                raise InputError(f"{path} has more than 8 bits a channel (mode {image.mode}), and how bright its white "
-                                 "is nobody knows; convert it to 8 bits")  # fmt: skip
+            if wrong := unusable(image):
+                raise InputError(f"{path} {wrong}")
             return np.asarray(image.convert("RGB").resize((width, height), PILImage.Resampling.BILINEAR))
     except InputError:
         raise

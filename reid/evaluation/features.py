@@ -26,7 +26,7 @@ ROWS = 1 << 12  # checked or converted at once
 UNREADABLE = (OSError, ValueError, EOFError, TypeError, AttributeError, IndexError, BadZipFile, zlib.error,
               NotImplementedError)  # what h5py, NumPy and SciPy make of damage  # fmt: skip
 LARGEST = np.float32(1e15)  # of a feature's numbers: their squares' sums are finite
-LABELS, ROOM = 300, 1 << 20  # bytes, at most, of an image's labels in a file, and of all else there
+LABELS, ROOM = 300, 1 << 20  # bytes of an image's labels in a file, and of all else there, rather too many
 
 
 @dataclass(frozen=True)
@@ -274,7 +274,7 @@ def read_features(path: str | Path) -> Features:
 
 
 def is_features(path: Path) -> bool:
-    """Whether a file, damaged or not, says that it is a features file of ours."""
+    """Whether a file can be read as HDF5 and says that it is a features file of ours."""
     try:
         with h5py.File(path, "r") as f:
             return "slots" in f.attrs
@@ -344,6 +344,7 @@ def checked(path: Path, side: str, features, pids, camids, names) -> Part:
     for i in range(0, len(features), ROWS):
         bad = np.flatnonzero(~(np.abs(features[i : i + ROWS]) < LARGEST).all(1))
         if len(bad):
-            raise InputError(f"{path}: {side} feature row {i + bad[0]} has NaN or infinite values, or too large ones")
+            raise InputError(f"{path}: {side} feature row {i + bad[0]} has NaN or infinite values, or too large ones; "
+                             "extract it again")  # fmt: skip
     names = [str(i) for i in range(len(features))] if names is None else names
     return Part(np.ascontiguousarray(features), np.asarray(pids), camids, names)

@@ -87,7 +87,7 @@ def evaluation(folder: Path) -> Place:
     run = folder.parent if (parent / "config.json").is_file() else None
     name = folder.resolve().name
     dataset = "" if not name.startswith("eval-") else name.removeprefix("eval-") if run else parent.name
-    dataset = re.sub(r"_(h|w|precision)-\w+", "", dataset)  # as runs.evaluation_folder adds them
+    dataset = re.sub(r"(_(h|w|precision)-[a-z0-9]+)+$", "", dataset)  # as runs.evaluation_folder adds them
     return Place(folder, run, folder / "features.h5", dataset)
 
 
