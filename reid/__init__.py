@@ -1,13 +1,16 @@
 """RRID: Relation Network for Person Re-identification, reproduced."""
 
-from reid.models import load_model
-
 __all__ = ["Extractor", "load_model"]
 
 
 def __getattr__(name: str):
-    if name != "Extractor":
-        raise AttributeError(f"module 'reid' has no attribute {name!r}")
-    from reid.deploy.extract import Extractor  # only where it is used: it brings readers of images and files
+    """Imports torch only where one of the names is used, so that the command line answers at once."""
+    if name == "Extractor":
+        from reid.inference.extractor import Extractor
 
-    return Extractor
+        return Extractor
+    if name == "load_model":
+        from reid.models.weights import load_model
+
+        return load_model
+    raise AttributeError(f"module 'reid' has no attribute {name!r}")

@@ -3,8 +3,6 @@
 import os
 import signal
 import socket
-import sys
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -124,28 +122,6 @@ class SumOverProcesses(torch.autograd.Function):
         x = x.contiguous().clone()
         dist.all_reduce(x)
         return x
-
-
-@contextmanager
-def signals_noted():
-    """Yields a list to which SIGINT and SIGTERM are added, for a loop to end after its step; a second one ends at
-    once. Outside the main thread nothing is noted, as Python allows it there only."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def note(number: int, frame) -> None:
-        received.append(number)
-        print("\nstopping after this step (once more to stop at once)", file=sys.stderr)
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def launch(work: Callable[[Any], int], argument: Any, count: int) -> int:

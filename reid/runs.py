@@ -1,141 +1,27 @@
 """Run folders and what every command needs around its work: the device, the log, atomic files."""
 
-import ctypes
-import fcntl
-import importlib.metadata
 import json
+import logging
 import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from reid.config import Config
 from reid.errors import InputError, MissingInput
-from reid.processes import world
+from reid.files import atomic_file, locked, write_json, writing
 from reid.profiles import run_name
+from reid.versions import commit, installed
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-
-
-def keep_memory() -> None:
-    """Lets glibc keep what is freed, for this process: it hands each large tensor back to the kernel otherwise, which
-    clears its pages anew for the next batch, and a small network's forward pass takes up to twice as long."""
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # another C library
-        return
-    if mallopt(M_MMAP_THRESHOLD, 1 << 30) or mallopt(M_MMAP_THRESHOLD, 1 << 25):  # the most that older glibcs take
-        mallopt(M_TRIM_THRESHOLD, -1)  # alone it would make it slower
-
-
-def pick_device(gpus: tuple[int, ...]) -> torch.device:
-    """The CUDA device asked for; the CPU, with one warning line, where there is no CUDA."""
-    if not torch.cuda.is_available():
-        if world().first:
-            print(
-                f"warning: no CUDA device here, so --gpus {' '.join(map(str, gpus))} runs on the CPU", file=sys.stderr
-            )
-        keep_memory()
-        return torch.device("cpu")
-    count, here = torch.cuda.device_count(), world()
-    if here.size > 1 and len(gpus) < here.size:  # torchrun without --gpus: a device each
-        gpus = tuple(range(count))
-    number = gpus[here.local] if here.local < len(gpus) else count
-    if number >= count:
-        raise InputError(
-            f"--gpus {' '.join(map(str, gpus))}: this machine has devices 0 to {count - 1}, and each of "
-            "its processes needs one"
-        )
-    device = torch.device("cuda", number)
-    torch.cuda.set_device(device)
-    torch.backends.cudnn.deterministic = True  # the same seed gives the same bits
-    return device
-
-
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """Context in which the backbone runs in `precision` (auto: bf16 on CUDA, fp32 on the CPU)."""
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path in the same folder; what was written there replaces `path` when all went well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb+") as f:
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if hasattr(os, "O_DIRECTORY"):  # the rename itself must survive a power cut
-        folder = os.open(path.parent, os.O_DIRECTORY)
-        os.fsync(folder)
-        os.close(folder)
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Around work that writes `path`: what the system refuses becomes an InputError."""
-    try:
-        yield
-    except InputError:
-        raise
-    except OSError as e:
-        reason = os.strerror(e.errno) if e.errno else str(e).split("\n")[0]
-        raise InputError(f"{path} cannot be written ({reason}); make room there, or give another place") from e
-
-
-@contextmanager
-def locked(path: Path, waits: bool = True) -> Iterator[None]:
-    """Alone among processes at what `path` stands for, by a lock file beside it; a killed process lets go of it.
-
-    Where another one is there, waits for it and says so, or raises InputError.
-    """
-    lock, held = path.with_name(path.name + ".lock"), False
-    while not held:
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = lock.open("w")
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not waits:
-                    raise InputError(
-                        f"another process is at work on {path}; type the same again when it is done"
-                    ) from None
-                print(f"waiting for another process that changes {path}", file=sys.stderr)
-                fcntl.flock(file, fcntl.LOCK_EX)
-            except OSError as e:  # some network file systems have none
-                print(f"warning: no locks in {path.parent} ({e}); keep other processes away from it", file=sys.stderr)
-            with suppress(FileNotFoundError):  # the lock of a process that was done meanwhile
-                held = os.path.samestat(os.fstat(file.fileno()), lock.stat())
-            if held:
-                try:
-                    yield
-                finally:
-                    lock.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: dict) -> None:
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+logger = logging.getLogger(__name__)
 
 
 class Run:
@@ -172,7 +58,7 @@ class Run:
         if number > 1:
             before = parent / (f"{name}-{number - 1}" if number > 2 else name)
             state = "finished" if is_finished(before) else "unfinished, --resume would continue it"
-            print(f"{before} exists ({state}); this run goes to {folder}")
+            logger.info(f"{before} exists ({state}); this run goes to {folder}")
         with writing(folder):
             folder.mkdir(parents=True)
             write_json(folder / "config.json", config.to_json())
@@ -208,7 +94,7 @@ class Run:
         """A line on the screen and in log.txt."""
         if self.silent:
             return
-        tqdm.write(line)
+        logger.info(line)
         with open(self.folder / "log.txt", "a") as f:
             f.write(f"{time.strftime('%H:%M:%S')} {line}\n")
 
@@ -303,21 +189,3 @@ def evaluation_folder(weights: Path, exp_dir: str, dataset: str, changed: dict[s
     if weights.name == "weights.pth" and (weights.parent / "config.json").is_file():
         return weights.parent / f"eval-{dataset}{words}"
     return Path(exp_dir) / dataset / f"eval-{weights.stem}{words}"
-
-
-def installed(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def commit() -> str | None:
-    """The commit of the source, with '+' when files differ from it; None outside a checkout."""
-    try:
-        git = ["git", "-C", str(Path(__file__).parent)]
-        revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return revision.stdout.strip() + ("+" if changed.stdout else "")

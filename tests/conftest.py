@@ -1,10 +1,11 @@
 """Shared material: $RRID_SHARED, else ../shared beside the project; tests that need it skip without it."""
 
-import importlib.util
 import json
 import os
 import resource
+import runpy
 import subprocess
+import sys
 import traceback
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
@@ -17,8 +18,10 @@ from PIL import Image as PILImage
 from torch import nn
 
 from reid.config import Config
+from reid.data.loader import decode
+from reid.data.transforms import normalise
 from reid.models import build_model
-from reid.training.checkpoint import save_weights
+from reid.models.weights import load, read_weights, save_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -53,18 +56,19 @@ def script(monkeypatch):
 
 def run_here(name: str, *arguments) -> subprocess.CompletedProcess:
     """One of the project's own scripts in this process."""
-    spec = importlib.util.spec_from_file_location(name.removesuffix(".py"), ROOT / name)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     command = [str(a) for a in arguments]
+    before, sys.argv = sys.argv, [str(ROOT / name), *command]
     with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
         try:
-            code = module.main(command)
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+            code = 0
         except SystemExit as e:
             code = e.code
         except Exception:  # what a user would see as a traceback
             code = 1
             traceback.print_exc()
+        finally:
+            sys.argv = before
     return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
 
@@ -144,3 +148,31 @@ def make_weights(path, seed=0, **changes):
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory):
     return make_weights(tmp_path_factory.mktemp("weights") / "weights.pth")
+
+
+def state_of(path):
+    return load(path)["state"]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def plain(weights, paths, flip=True) -> np.ndarray:
+    """Descriptors one image at a time, by the definition."""
+    model, config = read_weights(weights)
+    rows = []
+    with torch.inference_mode():
+        for path in paths:
+            x = normalise(torch.from_numpy(decode(path, config.h, config.w).copy()).permute(2, 0, 1)[None])
+            f = (model(x) + model(x.flip(3))) / 2 if flip else model(x)
+            rows.append((f / f.norm()).flatten().numpy())
+    return np.stack(rows)
+
+
+def run_import(script, file, folder, *flags):
+    return script("reid/__main__.py", "import", file, folder / "out.pth", *flags)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from reid.commands.flags import Parser, add_flags, given_flags
 from reid.config import Config
-from reid.flags import Parser, add_flags, given_flags
+from reid.errors import InputError
 from reid.profiles import PROFILES, from_flags, profile, run_name
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,9 +48,9 @@ def test_json_round_trip(name):
     rooms = json.loads(json.dumps(config.to_json()))
     assert Config.from_json(rooms, "x") == config
     assert sum(map(len, rooms.values())) == len(fields(Config))
-    with pytest.raises(ValueError, match=r"x: unknown configuration field 'colour'"):
+    with pytest.raises(InputError, match=r"x: unknown configuration field 'colour'"):
         Config.from_json({**rooms, "other": {"colour": 1}}, "x")
-    with pytest.raises(ValueError, match=r"x: --epochs 'many' has the wrong type"):
+    with pytest.raises(InputError, match=r"x: --epochs 'many' has the wrong type"):
         Config.from_json({"training": {"epochs": "many"}}, "x")
 
 

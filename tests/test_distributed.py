@@ -9,10 +9,10 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
-from test_training import metrics, state_of
+from conftest import ROOT, metrics, state_of
 
 from reid.config import Config
+from reid.errors import InputError
 from reid.models.batch_norm import GhostBatchNorm, replace_forward
 from reid.models.rrid import RRID
 from reid.processes import World, connected, gather_rows, launch, world
@@ -115,7 +115,7 @@ def test_launch_reports_the_failure_of_one():
 
 
 def test_batches_that_cannot_be_split():
-    with pytest.raises(ValueError, match=r"64 images cannot be split over 3 processes; use --batch_size 66"):
+    with pytest.raises(InputError, match=r"64 images cannot be split over 3 processes; use --batch_size 66"):
         World(0, 3).share(64)
     assert [World(r, 2).share(8) for r in (0, 1)] == [slice(0, 4), slice(4, 8)]
 

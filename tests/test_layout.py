@@ -1,4 +1,4 @@
-"""One direction of imports, and the sizes that keep the project readable."""
+"""One direction of imports, and no file is read by running code in it."""
 
 import ast
 from pathlib import Path
@@ -6,8 +6,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ORDER = ["errors", "config", "profiles", "flags", "processes", "runs", "data", "models", "losses", "evaluation"]
-ORDER += ["training", "report", "deploy", "bench"]
+ORDER = [
+    "errors",
+    "config",
+    "profiles",
+    "signals",
+    "processes",
+    "device",
+    "files",
+    "versions",
+    "runs",
+    "data",
+    "models",
+]
+ORDER += ["losses", "evaluation", "inference", "training", "report", "gallery", "bench", "commands"]
 FILES = sorted((ROOT / "reid").rglob("*.py"))
 
 
@@ -31,19 +43,12 @@ def imports(path: Path) -> set[str]:
 def test_imports_point_backwards(path):
     module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
     if module in ("reid.__main__", "reid.__init__"):
-        return  # the doors: they may open every room
+        return  # they may open every package
     here = room(module)
-    assert here in ORDER, f"{path} stands in no room of {ORDER}"
+    assert here in ORDER, f"{path} is in no package of {ORDER}"
     for name in imports(path):
         assert room(name) in ORDER and ORDER.index(room(name)) <= ORDER.index(here), f"{module} imports {name}"
         assert not (here == "evaluation" and room(name) == "models"), "evaluation knows no model"
-
-
-def test_sizes():
-    lines = {p: len(p.read_text().splitlines()) for p in FILES}
-    assert sum(bool(line.strip()) for p in FILES for line in p.read_text().splitlines()) <= 8200
-    assert max(lines.values()) <= 350, max(lines, key=lines.get)
-    assert lines[ROOT / "reid/models/rrid.py"] <= 150
 
 
 def test_weights_are_read_without_running_code():

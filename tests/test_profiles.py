@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from reid.commands.flags import to_flags
 from reid.config import MODELS, Config
-from reid.flags import to_flags
+from reid.errors import CheckFailed, InputError
 from reid.losses import center_loss, identity_loss, objective
 from reid.models import build_model
-from reid.models.files import load_tensors
+from reid.models.tensors import load_tensors
 from reid.profiles import PROFILES, from_flags, profile, run_name
 from reid.training.step import TrainStep
 
@@ -83,7 +84,7 @@ def test_flags_repeat_a_configuration(name, model):
     ({"momentum": 2.0}, "--momentum 2.0 is more than 1"),
 ])  # fmt: skip
 def test_contradictions(given, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(InputError, match=words):
         from_flags(given)
 
 
@@ -152,7 +153,7 @@ def test_optimisers_equal_torchs_and_stop_at_what_is_not_finite(optimizer):
     step(torch.full((4, 3, 32, 32), torch.nan, dtype=torch.double), labels, (1e-3, 1e-3))
     assert all(torch.equal(v, before[k]) for k, v in step.model.named_parameters())
     assert torch.equal(step.centers, centers)
-    with pytest.raises(FloatingPointError, match="center"):
+    with pytest.raises(CheckFailed, match="center"):
         step.check_finite(3)
 
 

@@ -5,15 +5,15 @@ import torch
 from reid.bench.measure import table
 from reid.bench.train import step_flags, timed
 from reid.config import Config
-from reid.deploy.extract import prepare
-from reid.evaluation.features import describe
+from reid.device import pick_device
+from reid.inference.describe import describe
+from reid.inference.prepare import prepare
 from reid.models import build_model
-from reid.runs import pick_device
 
 
 def add_arguments(parser) -> None:
     step_flags(parser, batch_size=64)
-    parser.add_argument("--compile", action="store_true", default=False, help="also torch.compile of the backbone")
+    parser.add_argument("--compile", action="store_true", help="also torch.compile of the backbone")
 
 
 def main(arguments) -> int:

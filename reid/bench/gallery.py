@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from reid.bench.measure import side_by_side, table
-from reid.deploy.gallery import Entries, Fingerprint, Gallery
+from reid.gallery.hdf5 import Entries, Fingerprint, Gallery
 
 
 def add_arguments(parser) -> None:

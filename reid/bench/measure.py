@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from reid.evaluation.features import ROWS, Features, Part
+from reid.evaluation.features import Features, Part
+from reid.evaluation.store import ROWS
 
 
 class Measured(NamedTuple):
@@ -58,7 +59,7 @@ def table(title: str, rows: dict[str, Measured], plain: str) -> str:
 def size_flags(parser, **defaults: int) -> None:
     for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"default {default}")
-    parser.add_argument("--alone", action="store_true", default=False, help="only our form, for sizes beyond memory")
+    parser.add_argument("--alone", action="store_true", help="only our form, for sizes beyond memory")
 
 
 def random_features(

@@ -11,10 +11,10 @@ from reid.bench.measure import side_by_side, table
 from reid.bench.plain import PlainHeads, PlainRRID, plain_loss
 from reid.config import BACKBONES, Config
 from reid.data.transforms import augment, draw_augmentation, normalise
+from reid.device import autocast, pick_device
 from reid.losses import batch_hard_triplet, identity_loss, objective
 from reid.models import build_model
 from reid.models.backbone import build_backbone
-from reid.runs import autocast, pick_device
 from reid.training.step import TrainStep
 
 CLASSES = 751
@@ -22,8 +22,8 @@ CLASSES = 751
 
 def add_arguments(parser) -> None:
     step_flags(parser, batch_size=64)
-    parser.add_argument("--compile", action="store_true", default=False, help="also torch.compile of the backbone")
-    parser.add_argument("--no_plain", action="store_true", default=False, help="leave the plain form out")
+    parser.add_argument("--compile", action="store_true", help="also torch.compile of the backbone")
+    parser.add_argument("--no_plain", action="store_true", help="leave the plain form out")
 
 
 def step_flags(parser, **defaults: int) -> None:

@@ -1,4 +1,4 @@
-"""python -m reid compare A B: whether two results on the same queries differ by more than chance."""
+"""Whether two results on the same queries differ by more than chance."""
 
 import csv
 import json
@@ -12,17 +12,6 @@ from reid.evaluation.results import QUERY_COLUMNS
 
 FLIPS, SEED = 10_000, 1501
 MEASURES = ("mAP", "Rank-1", "mINP")
-
-
-def add_arguments(parser) -> None:
-    parser.add_argument("first", metavar="A", type=Path, help="an evaluation's folder, or its queries.csv")
-    parser.add_argument("second", metavar="B", type=Path, help="another on the same queries")
-
-
-def main(arguments) -> int:
-    a, b = read_queries(arguments.first), read_queries(arguments.second)
-    print(f"A {arguments.first}\nB {arguments.second}\n{comparison(a, b, (arguments.first, arguments.second))}")
-    return 0
 
 
 def read_queries(path: Path) -> tuple[dict[str, tuple[int, np.ndarray]], str | None, str | None]:

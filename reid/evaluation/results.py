@@ -16,7 +16,7 @@ from reid.evaluation.features import Features
 from reid.evaluation.open_set import CONFIDENCE, mean_interval, open_set
 from reid.evaluation.ranking import Ranking, check_labels, join, rank_rows, same_person
 from reid.evaluation.rerank import K1, K2, WEIGHT, expand_queries, reciprocal_blocks
-from reid.runs import atomic_file, write_json
+from reid.files import atomic_file, write_json
 
 AP = ("step", "trapezoid")
 CMC = ("market1501", "allshots", "cuhk03")

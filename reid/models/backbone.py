@@ -12,7 +12,7 @@ from torchvision import models as torchvision_models
 
 from reid.config import BACKBONES
 from reid.errors import InputError, MissingInput
-from reid.models.files import load_tensors
+from reid.models.tensors import load_tensors
 
 PRETRAINED = Path("pretrained")
 CLASSIFIERS = ("fc.", "classifier.")  # torchvision's names for what stands behind the map

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from reid.models.backbone import build_backbone
-from reid.models.rrid import Classifiers, Output
+from reid.models.layers import Classifiers, Output
 
 
 class Baseline(nn.Module):

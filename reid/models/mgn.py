@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from reid.models.backbone import build_backbone
+from reid.models.layers import Classifiers, Output, SlotLayer, check_height
 from reid.models.pooling import band_maxima
-from reid.models.rrid import Classifiers, Output, SlotLayer, check_height
 
 
 class Branches(nn.Module):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reid.models.backbone import build_backbone
-from reid.models.rrid import Classifiers, Output, check_height
+from reid.models.layers import Classifiers, Output, check_height
 
 
 class PCB(nn.Module):

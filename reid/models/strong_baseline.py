@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from reid.models.backbone import build_backbone
-from reid.models.rrid import Output
+from reid.models.layers import Output
 
 
 class StrongBaseline(nn.Module):

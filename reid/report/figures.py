@@ -12,7 +12,7 @@ import numpy as np
 from reid.errors import InputError
 from reid.evaluation.features import Features
 from reid.evaluation.results import Result
-from reid.runs import atomic_file, writing
+from reid.files import atomic_file, writing
 
 # Okabe and Ito, Color Universal Design, 2008
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"

@@ -9,7 +9,7 @@ import torch
 from reid.data.loader import decode
 from reid.data.transforms import normalise
 from reid.errors import InputError, MissingInput
-from reid.models import read_weights
+from reid.models.weights import read_weights
 
 
 def activation_maps(

@@ -14,11 +14,11 @@ import numpy as np
 
 from reid.config import Config
 from reid.errors import InputError, MissingInput
-from reid.models.files import load_tensors
+from reid.files import atomic_file, writing
+from reid.models.tensors import load_tensors
 from reid.profiles import profile
-from reid.report import figures
 from reid.report.published import published
-from reid.runs import atomic_file, is_finished, writing
+from reid.runs import is_finished
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # in a state, yet no parameters
 COLUMNS = ("model", "changed", "test", "seeds", "width", "parameters", "images seen", "mAP", "Rank-1", "mINP",
@@ -38,38 +38,6 @@ class Scored:
     parameters: int
     images_seen: int
     scores: tuple[float, float, float]  # mAP, Rank-1, mINP in 0..1
-
-
-def add_arguments(parser) -> None:
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="run folders, or folders of them (logs/market1501)")
-    parser.add_argument("--csv", default=None, metavar="FILE", help="also as CSV, with full precision")
-    parser.add_argument(
-        "--figure", default=None, metavar="PNG", help="mAP by covered band, of runs scored with --occlude"
-    )
-
-
-def main(arguments) -> int:
-    rows, left_out = read_runs(Path(p) for p in arguments.paths)
-    if arguments.figure:
-        if not (lines := covered(rows)):
-            raise InputError("--figure: no run here was scored with a covered band; evaluate.py --occlude 1 2 3 4 5 6")
-        figures.covered(
-            Path(arguments.figure), {", ".join(line[k] for k in COVERED_COLUMNS[:3]): line for line in lines}
-        )
-    show(rows, left_out, arguments.csv)
-    return 0
-
-
-def show(rows: list[Scored], left_out: list[str], csv_file: str | None) -> None:
-    if rows:
-        print(markdown(summary([row for row in rows if not COVERED.fullmatch(row.test)]), COLUMNS))
-    if lines := covered(rows):
-        print("\nmAP with one sixth of each query image covered, 1 the head, 6 the feet:\n")
-        print(markdown(lines, COVERED_COLUMNS))
-    for reason in left_out:
-        print(f"not in the table: {reason}")
-    if csv_file:
-        write_csv(summary(rows), Path(csv_file))
 
 
 def read_runs(paths: Iterable[Path]) -> tuple[list[Scored], list[str]]:
@@ -117,7 +85,7 @@ def read_results(folder: Path, results: list[Path]) -> list[Scored]:
             scores = (float(r["map"]), float(r["cmc"][0]), float(r["minp"]))
             rows.append(Scored(folder, config, test, width(path), parameters, steps * config.batch_size, scores))
         return rows
-    except (ValueError, KeyError, IndexError, TypeError, OSError) as e:
+    except (InputError, ValueError, KeyError, IndexError, TypeError, OSError) as e:
         raise InputError(f"{folder}: its files cannot be used ({type(e).__name__}: {e}); evaluate it again, "
                          "or leave the folder out") from e  # fmt: skip
 

@@ -8,10 +8,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
 from reid.config import Config
+from reid.device import autocast
+from reid.errors import CheckFailed
 from reid.losses import batch_hard_triplet, center_loss, identity_loss, objective
 from reid.models.batch_norm import GhostBatchNorm, replace_forward, synchronise
 from reid.processes import World, gather
-from reid.runs import autocast
 
 CENTER_RATE = 0.5  # learning rate of the centers: PaddleClas' configuration
 
@@ -106,10 +107,10 @@ class TrainStep:
         self.centers = state["centers"]
 
     def check_finite(self, step: int) -> None:
-        """Raises FloatingPointError when a gradient up to `step` was not finite; no weight changed since."""
+        """Raises CheckFailed when a gradient up to `step` was not finite; no weight changed since."""
         if self.bad.item():
             shown = ", ".join(f"{k} {v.item():.6g}" for k, v in self.bad_terms.items())
-            raise FloatingPointError(
+            raise CheckFailed(
                 f"the gradient is not finite at step {step} or shortly before: {shown}; the weights were left as they "
                 "were and the last checkpoint is kept. Lower --lr, or add --warmup_steps"
             )

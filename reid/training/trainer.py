@@ -1,5 +1,6 @@
 """The training loop: batches -> steps, a checkpoint after each epoch, validation where it is asked for."""
 
+import logging
 import signal
 import time
 from pathlib import Path
@@ -17,23 +18,29 @@ from reid.data.prepare import open_dataset
 from reid.data.records import Dataset, combine
 from reid.data.sampler import SAMPLERS
 from reid.data.transforms import augment, draw_augmentation, normalise
+from reid.device import pick_device
 from reid.errors import InputError, Interrupted, MissingInput
-from reid.evaluation.features import extract
 from reid.evaluation.ranking import rank
-from reid.models import build_model, fill
+from reid.files import writing
+from reid.inference.describe import extract
+from reid.models import build_model, weights
 from reid.models.backbone import load_pretrained
-from reid.models.rrid import check_height
-from reid.processes import World, average, connected, part_of, signals_noted, wait
-from reid.runs import Run, pick_device, writing
-from reid.training import checkpoint
+from reid.models.layers import check_height
+from reid.models.weights import fill
+from reid.processes import World, average, connected, part_of, wait
+from reid.runs import Run
+from reid.signals import signals_noted
+from reid.training.checkpoint import load_latest
 from reid.training.schedule import rates, total_steps
 from reid.training.step import TrainStep
+
+logger = logging.getLogger(__name__)
 
 
 def train(config: Config) -> Path:
     """Trains by the configuration and returns the weights file; continues a run when config.resume says so.
 
-    With several processes, each calls it. Raises InputError for bad input, FloatingPointError when a gradient is
+    With several processes, each calls it. Raises InputError for bad input, CheckFailed when a gradient is
     not finite, Interrupted on a signal.
     """
     check_height(config.h, config.stripes)
@@ -84,9 +91,9 @@ def checked_dataset(config: Config, first: bool) -> Dataset:
 
 def tell(dataset: Dataset, findings: list[Finding], most: int = 5) -> None:
     for finding in findings[:most]:
-        print(f"{finding.level}: {finding.message}")
+        logger.warning(finding.message)
     if len(findings) > most:
-        print(f"and {len(findings) - most} more findings: python -m reid check {dataset.name}")
+        logger.warning(f"{len(findings) - most} more findings: python -m reid check {dataset.name}")
 
 
 def epoch_batches(config: Config, pids: list[int], epoch: int) -> list[np.ndarray]:
@@ -226,7 +233,7 @@ class Trainer:
             self.best = result.mean_ap
             best = {**self.weights(), "step": self.step, "map": self.best}
             if self.here.first:
-                checkpoint.save(self.run.folder / "best.pth", best)
+                weights.save(self.run.folder / "best.pth", best)
 
     def weights(self) -> dict[str, Any]:
         return {"config": self.config.to_json(), "classes": self.outputs, "state": self.model.state_dict()}
@@ -237,12 +244,12 @@ class Trainer:
         progress = {"step": self.step, "best": self.best, "fingerprint": self.dataset.fingerprint}
         content = {**self.weights(), "training": self.train_step.state_dict(), **progress}
         if self.here.first:
-            checkpoint.save(self.run.folder / "checkpoint.pth", content, self.run.folder / "previous.pth")
+            weights.save(self.run.folder / "checkpoint.pth", content, self.run.folder / "previous.pth")
 
     def resume(self) -> bool:
         """Continues where the last checkpoint stands; False where there is none yet. Raises InputError when it is
         of another training."""
-        folder, content = self.run.folder, checkpoint.load_latest(self.run.folder, self.run.say)
+        folder, content = self.run.folder, load_latest(self.run.folder, self.run.say)
         if content is None:
             self.run.say(f"no checkpoint in {folder} yet: starting from step 0")
             return False
@@ -269,10 +276,10 @@ class Trainer:
         chosen, path = self.weights(), self.run.folder / "weights.pth"
         if self.here.first:
             if self.validates:
-                best = checkpoint.load(self.run.folder / "best.pth")
+                best = weights.load(self.run.folder / "best.pth")
                 chosen["state"] = best["state"]
                 self.run.say(f"kept the weights of step {best['step']}, held-out mAP {best['map']:.4f}")
-            checkpoint.save_weights(path, chosen)
+            weights.save_weights(path, chosen)
             self.run.say(f"weights in {path}")
         wait()
         return path

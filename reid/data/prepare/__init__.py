@@ -1,5 +1,6 @@
 """Datasets made ready: a prepared folder is opened, raw data found beside it is prepared on first use."""
 
+import logging
 import re
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -11,6 +12,8 @@ from reid.data.prepare.archive import ARCHIVES, IMAGES, Source, open_source
 from reid.data.prepare.plan import Plan, assert_sound, build, table, write
 from reid.data.records import Dataset, read_dataset
 from reid.errors import InputError, MissingInput
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,13 @@ def open_dataset(name: str, dataset_path: str | Path, split: int = 0) -> Dataset
         if name == "demo":
             from reid.data.demo import render_demo
 
-            print(f"drawing the demo dataset into {folder}")
+            logger.info(f"drawing the demo dataset into {folder}")
             build(folder, render_demo)
         else:
             source = find_raw(folder.name, Path(dataset_path))
             if source is None:
                 raise MissingInput(missing(folder))
-            print(f"{folder} is not prepared yet; preparing it from {source}")
+            logger.info(f"{folder} is not prepared yet; preparing it from {source}")
             prepare(name, source, dataset_path)
     return read_dataset(folder, split)
 
@@ -118,20 +121,20 @@ def prepare_own(
             raise InputError(f"{source} has no images ({', '.join(IMAGES)})")
         plan, words = own.plan(rows, test_share, seed)
         plan.ignored = ignored
-        print(words)
+        logger.info(words)
         return make(folder, plan, own.source_of_list(Path(source), rows) if is_list else opened, link)
 
 
 def is_prepared(folder: Path) -> bool:
     if (folder / "meta.json").exists():
-        print(f"{folder} is prepared already; delete it to prepare it again")
+        logger.info(f"{folder} is prepared already; delete it to prepare it again")
         return True
     return False
 
 
 def make(folder: Path, plan: Plan, source: Source, link: bool) -> Dataset:
     """Prints and asserts the counts of a plan, then writes it as `folder`."""
-    print(table(folder.name, plan))
+    logger.info(table(folder.name, plan))
     assert_sound(folder.name, plan, source.path)
     if link and plan.place:
         raise InputError(f"{source.path} has its images inside a .mat file; they cannot be linked, use --images copy")

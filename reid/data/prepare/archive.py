@@ -96,8 +96,6 @@ class Reader:
 def damage(path: Path, what: str) -> Iterator[None]:
     try:
         yield
-    except InputError:
-        raise
     except DAMAGE as e:
         raise InputError(f"{path}: {what} cannot be read ({e}); was the download cut short? Get it again") from e
 

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from reid.data.records import SUBSETS, shortened
 from reid.errors import InputError
-from reid.runs import atomic_file
+from reid.files import atomic_file
 
 CLASSIC = {"trainval": (1_367, None), "query": (100, None), "gallery": (100, None)}
 # (identities, images) of each subset as published; None where they differ between the 20 splits of a classic set
@@ -151,8 +151,6 @@ def build(folder: Path, fill: Callable[[Path], None]) -> None:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     except OSError as e:
-        if isinstance(e, InputError):
-            raise
         raise InputError(f"cannot write {folder}: {e}") from e
 
 

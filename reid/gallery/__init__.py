@@ -1,0 +1,1 @@
+"""Galleries: descriptors that can be searched."""

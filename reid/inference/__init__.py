@@ -1,0 +1,1 @@
+"""Inference: images to descriptors, and models exported for other programs."""

@@ -1,0 +1,99 @@
+"""Files of weights: plain tensors and values, read without running code in them, checked against their digest."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reid.errors import InputError, MissingInput
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """A file of tensors and plain values under text keys; no code in it runs. A file that carries a digest is checked
+    against it. Raises MissingInput, InputError."""
+    if not Path(path).is_file():
+        raise MissingInput(f"weights file {path} is not there (or is a folder)")
+    try:
+        plain = is_safetensors(path)
+        content = load_safetensors(path) if plain else torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
+    except Exception as e:  # torch raises many kinds here: truncated zip, foreign classes, not a file of torch
+        raise InputError(
+            f"{path} cannot be read as weights ({type(e).__name__}): it is cut short, damaged, or holds more than "
+            "plain tensors; copy or make it again. A whole pickled model: python -m reid import"
+        ) from e
+    if not isinstance(content, dict) or not all(isinstance(k, str) for k in content):
+        raise InputError(f"{path} holds a {type(content).__name__}, expected a state dict with names")
+    expected = content.pop("digest", None)
+    if "format" in content and expected is not None and expected != digest(content):
+        raise InputError(f"{path} is damaged: its content does not fit its digest; copy or make it again")
+    return content
+
+
+def is_safetensors(path: Path) -> bool:
+    with open(path, "rb") as f:
+        return f.read(9)[8:] == b"{"  # the length of a JSON header, then the header
+
+
+def load_safetensors(path: Path) -> dict[str, Any]:
+    """A safetensors file's tensors; of one that save_safetensors wrote, its whole content."""
+    try:
+        from safetensors import safe_open
+    except ImportError as e:
+        raise InputError(f"{path} is a safetensors file; reading it needs: pip install safetensors") from e
+    with safe_open(path, "pt") as f:
+        metadata, state = f.metadata() or {}, {name: f.get_tensor(name) for name in sorted(f.keys())}
+    return {**json.loads(metadata["rrid"]), "state": state} if "rrid" in metadata else state
+
+
+def save_safetensors(path: Path, content: dict[str, Any], about: dict[str, str]) -> None:
+    """Writes content (format, config, classes, state), `about` it, and the digest of both. Raises OSError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    state = {name: content["state"][name].contiguous() for name in sorted(content["state"])}
+    plain = {k: v for k, v in content.items() if k != "state"} | {"about": about}
+    plain["digest"] = digest({**plain, "state": state})
+    path.touch()  # with the mode of any new file; the library makes one that only its owner reads
+    mode = path.stat().st_mode
+    try:
+        save_file(state, path, {"rrid": json.dumps(plain)})  # one entry: of several the library shuffles the order
+    except SafetensorError as e:
+        raise OSError(str(e)) from e
+    path.chmod(mode)
+
+
+def save_tensors(path: Path, content: dict[str, Any]) -> None:
+    """torch.save. Raises OSError where the disk is full, of which torch makes a RuntimeError."""
+    try:
+        torch.save(content, path)
+    except RuntimeError as e:
+        raise OSError(f"torch could not write all of {path}; is the disk full?") from e
+
+
+def digest(content: Any) -> str:
+    """SHA-256 over tensors (type, shape, bytes) and plain values, independent of how they are stored."""
+    h = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, dict):
+            h.update(f"dict {len(value)}".encode())
+            for k, v in value.items():
+                h.update(json.dumps(k).encode())
+                add(v)
+        elif isinstance(value, (list, tuple)):
+            h.update(f"list {len(value)}".encode())
+            for v in value:
+                add(v)
+        elif isinstance(value, Tensor):
+            h.update(f"{value.dtype} {tuple(value.shape)}".encode())
+            h.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        else:
+            h.update(json.dumps(value).encode())
+
+    add(content)
+    return h.hexdigest()

@@ -1,0 +1,377 @@
+"""Preparing datasets: the real Market-1501, bad archives, atomic results."""
+
+import io
+import os
+import stat
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image as PILImage
+
+from reid.__main__ import main
+from reid.data import check
+from reid.data.prepare import DATASETS, find_raw, market, open_dataset, prepare
+from reid.data.prepare.archive import open_source
+from reid.data.prepare.plan import PUBLISHED, build
+from reid.data.records import read_dataset
+from reid.errors import InputError, MissingInput
+
+MARKET = {  # a training identity in two cameras, a test identity, a distractor, junk
+    "bounding_box_train/0002_c1s1_000451_03.jpg", "bounding_box_train/0002_c3s1_000551_01.jpg",
+    "query/0001_c1s1_001051_00.jpg", "bounding_box_test/0001_c2s1_000301_00.jpg.jpg",
+    "bounding_box_test/0000_c5s1_000401_03.jpg", "bounding_box_test/-1_c1s1_000401_03.jpg",
+}  # fmt: skip
+COUNTS = {"trainval": (1, 2), "query": (1, 1), "gallery": (2, 2)}
+
+
+def jpeg(shade: int = 0) -> bytes:
+    out = io.BytesIO()
+    PILImage.new("RGB", (16, 32), (shade % 256, shade // 256 % 256, 90)).save(out, "JPEG")
+    return out.getvalue()
+
+
+def write_files(folder: Path, names) -> Path:
+    for shade, name in enumerate(sorted(names)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(jpeg(shade) if name.lower().endswith((".jpg", ".png")) else b"rubbish")
+    return folder
+
+
+def write_zip(path: Path, names, compression=zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for shade, name in enumerate(sorted(names)):
+            archive.writestr(name, jpeg(shade))
+    return path
+
+
+def write_tar(path: Path, names) -> Path:
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
+        for shade, name in enumerate(sorted(names)):
+            info = tarfile.TarInfo(name)
+            info.size = len(jpeg(shade))
+            archive.addfile(info, io.BytesIO(jpeg(shade)))
+    return path
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setitem(PUBLISHED, "market1501", COUNTS)
+
+
+def snapshot(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+
+
+def test_real_market_is_found_prepared_and_sound(shared, tmp_path, capsys):
+    """A raw archive under the dataset folder is prepared on first use, with the counts of rrid.md, bytes unchanged."""
+    archive = shared / "data/Market-1501-v15.09.15.zip"
+    (tmp_path / archive.name).symlink_to(archive)
+    dataset = open_dataset("market1501", tmp_path)
+    assert {s: (len({i.pid for i in v}), len(v)) for s in PUBLISHED["market1501"] for v in [getattr(dataset, s)]} == (
+        {"trainval": (751, 12_936), "query": (750, 3_368), "gallery": (751, 15_913)}
+    )
+    assert sum(i.pid == 0 for i in dataset.gallery) == 2_798 and dataset.distractors == {0}
+    assert "dropped: 3,819 junk (pid -1)" in capsys.readouterr().out
+    train, val = dataset.hold_out(100)
+    assert (len({i.pid for i in train}), len(train), len({i.pid for i in val}), len(val)) == (651, 11_509, 100, 1_427)
+    assert [sum(i.camid == c for i in dataset.query) for c in range(6)] == [668, 530, 717, 248, 622, 583]
+
+    sources = check.json.loads((tmp_path / "market1501/meta.json").read_text())["sources"]
+    with zipfile.ZipFile(archive) as original:
+        for image in (*dataset.query[::500], *dataset.gallery[::3000], *dataset.trainval[::3000]):
+            name = sources[os.path.basename(image.path)]
+            assert Path(image.path).read_bytes() == original.read(name)
+            assert Path(name).name.startswith(f"{image.pid:04d}_c{image.camid + 1}")
+    assert main(["check", "market1501", "--dataset_path", str(tmp_path)]) == 0
+    assert "0 findings" in capsys.readouterr().out
+
+
+def test_real_lists_of_market_and_duke_are_parsed(shared):
+    """The file lists of another project, read by name alone, have the published counts."""
+    for name, file, cameras in (("market1501", "market1501", 6), ("dukemtmc", "dukeMTMC", 8)):
+        lines = [
+            line.split(",")[1]
+            for part in ("train", "query", "test")
+            for line in (shared / f"data/lists/triplet-reid/{file}_{part}.csv").read_text().splitlines()
+        ]
+        plan = market.plan(names_only(lines), cameras)
+        assert plan.counts() == PUBLISHED[name]
+        assert not plan.ignored and sum(plan.dropped.values()) == (3_819 if name == "market1501" else 0)
+
+
+def names_only(names, texts=None):
+    """A source of which only the names (and some texts) matter."""
+    from reid.data.prepare.archive import Source
+
+    def stream(wanted):
+        yield from ((name, io.BytesIO(texts[name])) for name in wanted)
+
+    return Source(Path("source.zip"), dict.fromkeys(sorted([*names, *(texts or {})]), 1), stream)
+
+
+@pytest.mark.parametrize("form", ["folder", "deep folder", "zip", "tar", "tar.gz"])
+def test_every_form_of_a_source_gives_the_same_dataset(small, tmp_path, form):
+    names = [f"Market-1501-v15.09.15/{n}" for n in MARKET] if form == "deep folder" else MARKET
+    source = tmp_path / f"raw.{form}"
+    {"zip": write_zip, "tar": write_tar, "tar.gz": write_tar}.get(form, write_files)(source, names)
+    dataset = prepare("market1501", source, tmp_path / "sets")
+    assert [(i.pid, i.camid) for i in dataset.trainval] == [(2, 0), (2, 2)]
+    assert [(i.pid, i.camid) for i in dataset.query] == [(1, 0)]
+    assert [(i.pid, i.camid) for i in dataset.gallery] == [(0, 4), (1, 1)]
+    assert snapshot(tmp_path / "sets/market1501/images") == [
+        "00000000_0004_00000000.jpg", "00000001_0000_00000000.jpg", "00000001_0001_00000000.jpg",
+        "00000002_0000_00000000.jpg", "00000002_0002_00000000.jpg",
+    ]  # fmt: skip
+    assert dataset.fingerprint == prepare("market1501", source, tmp_path / "again").fingerprint
+    assert [p.name for p in (tmp_path / "sets").iterdir()] == ["market1501"]
+
+
+def test_prepared_already_is_left_alone(small, tmp_path, capsys):
+    source = write_zip(tmp_path / "raw.zip", MARKET)
+    prepare("market1501", source, tmp_path / "sets")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "sets").rglob("*")}
+    capsys.readouterr()
+    prepare("market1501", source, tmp_path / "sets")
+    assert "prepared already" in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "sets").rglob("*")}
+
+
+def test_links_instead_of_copies(small, tmp_path):
+    source = write_files(tmp_path / "raw", MARKET)
+    dataset = prepare("market1501", source, tmp_path / "sets", link=True)
+    query = Path(dataset.query[0].path)
+    assert query.is_symlink() and query.resolve() == source / "query/0001_c1s1_001051_00.jpg"
+    with pytest.raises(InputError, match=r"is an archive, and its images can only be copied"):
+        prepare("market1501", write_zip(tmp_path / "raw.zip", MARKET), tmp_path / "other", link=True)
+    assert list((tmp_path / "other").iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["Market-1501-v15.09.15", "market1501", "market/deep", "anything/deep"])
+def test_raw_folders_are_found_on_first_use(small, tmp_path, place):
+    write_files(tmp_path / place, MARKET)
+    (tmp_path / "other").mkdir()
+    assert len(open_dataset("market1501", tmp_path).trainval) == 2
+    if place == "market1501":  # the raw folder itself becomes the dataset
+        assert (tmp_path / place / "query/0001_c1s1_001051_00.jpg").exists()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_raw_data_of_another_dataset_is_not_taken(tmp_path):
+    write_files(tmp_path / "DukeMTMC-reID", MARKET)
+    write_files(tmp_path / "Occluded_Duke", MARKET)
+    write_files(tmp_path / "MSMT17_V2", ["mask_train_v2/0000/a.jpg"])
+    write_zip(tmp_path / "MSMT17_V1.zip", MARKET)
+    (tmp_path / "market_notes.txt").write_text("")
+    names = {n: find_raw(n, tmp_path) for n in ("dukemtmc", "occluded_duke", "msmt17_v1", "msmt17_v2", "cuhk03")}
+    assert {n: p and p.name for n, p in names.items()} == {
+        "dukemtmc": "DukeMTMC-reID", "occluded_duke": "Occluded_Duke", "msmt17_v1": "MSMT17_V1.zip",
+        "msmt17_v2": "MSMT17_V2", "cuhk03": None,
+    }  # fmt: skip
+
+
+def test_a_missing_dataset_says_where_to_get_it(tmp_path):
+    with pytest.raises(MissingInput, match=r"Market-1501-v15.09.15.zip, linked from https://.*--profile demo"):
+        open_dataset("market1501", tmp_path)
+    with pytest.raises(MissingInput, match=r"prepare folder --name mine --source .*--profile demo"):
+        open_dataset("mine", tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"'../x' is no dataset name"):
+        open_dataset("../x", tmp_path)
+
+
+def test_500k_distractors_join_the_gallery_when_their_folder_is_there(small, tmp_path, capsys):
+    more = {
+        f"images/{n}" for n in ("0_c1s1_000001_00.jpg", "7_c6s2_000002_00.jpg", "-1_c2s1_000003_00.jpg", "Thumbs.db")
+    }
+    dataset = prepare("market1501", write_files(tmp_path / "raw", MARKET | more), tmp_path / "sets")
+    assert [(i.pid, i.camid) for i in dataset.gallery] == [(0, 4), (1, 1), (0, 0), (0, 5)]
+    assert dataset.protocol == "test.json: gallery enlarged by 2 distractors"
+    assert "dropped: 1 junk (pid -1) in images" in capsys.readouterr().out
+    assert not [f for f in check.check_lists(dataset) if f.rule == "counts"]
+
+
+def test_files_that_are_no_images_are_named_and_left_out(small, tmp_path, capsys):
+    source = write_files(tmp_path / "raw", MARKET | {"query/Thumbs.db", "bounding_box_test/readme.txt"})
+    prepare("market1501", source, tmp_path / "sets")
+    assert "ignored, no images: query/Thumbs.db, bounding_box_test/readme.txt" in capsys.readouterr().out
+
+
+def test_unreadable_names_are_all_listed(tmp_path):
+    bad = {"query/anna.jpg", "query/0001_c9s1_001051_00.jpg", "bounding_box_train/-7_c1s1_000451_03.jpg"}
+    with pytest.raises(InputError, match=r"3 image names are not of the form {pid}_c{camera 1 to 6}") as caught:
+        prepare("market1501", write_files(tmp_path / "raw", MARKET | bad), tmp_path / "sets")
+    assert all(name in str(caught.value) for name in bad)
+
+
+def test_a_missing_subset_says_what_was_found(tmp_path):
+    for part in ("query", "bounding_box_test", "bounding_box_train"):
+        names = {n for n in MARKET if not n.startswith(part)}
+        with pytest.raises(InputError, match=rf"has no {part}/; expected bounding_box_train, .*found .*"):
+            prepare("market1501", write_files(tmp_path / part, names), tmp_path / "sets")
+
+
+def test_wrong_counts_are_refused_before_anything_is_written(tmp_path, capsys):
+    with pytest.raises(InputError, match=r"trainval has 1 identities and 2 images, published are 751 and 12,936"):
+        prepare("market1501", write_files(tmp_path / "raw", MARKET), tmp_path / "sets")
+    assert "751" in capsys.readouterr().out and not (tmp_path / "sets").exists()
+
+
+def test_overlapping_identities_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setitem(PUBLISHED, "market1501", {})
+    names = MARKET | {"bounding_box_train/0001_c1s1_000451_03.jpg"}
+    with pytest.raises(InputError, match=r"pids 1 are both in training and test"):
+        prepare("market1501", write_files(tmp_path / "raw", names), tmp_path / "sets")
+    assert not (tmp_path / "sets").exists()
+
+
+def tar_with(path: Path, name: str, kind: bytes = tarfile.REGTYPE, link: str = "", size: int = 0) -> Path:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.size = kind, link, size
+    with tarfile.open(path, "w") as archive:
+        archive.addfile(info, io.BytesIO(bytes(size)))
+    return path
+
+
+def zip_with(path: Path, name: str, mode: int = stat.S_IFREG | 0o644, content: bytes = b"x", **how) -> Path:
+    info = zipfile.ZipInfo(name)
+    info.external_attr = mode << 16
+    with zipfile.ZipFile(path, "w", **how) as archive:
+        archive.writestr(info, content, compress_type=how.get("compression"))
+    return path
+
+
+def bomb(path: Path) -> Path:
+    """300 MB of zeros in 300 kB."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for i in range(6):
+            archive.writestr(f"query/{i}.dat", bytes(50 << 20))
+    return path
+
+
+def encrypted(path: Path) -> Path:
+    write_zip(path, ["query/a.jpg"])
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(content)
+    return path
+
+
+def doubled(path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as archive, pytest.warns(UserWarning, match=r"Duplicate name"):
+        archive.writestr("query/a.jpg", b"1")
+        archive.writestr("query/a.jpg", b"2")
+    return path
+
+
+HOSTILE = {  # how it is written -> the message
+    "zip slip": (lambda p: zip_with(p / "a.zip", "query/../../evil.jpg"), "would leave the folder it is unpacked in"),
+    "zip slip of Windows": (lambda p: zip_with(p / "a.zip", "..\\evil.jpg"), "would leave the folder"),
+    "absolute name": (lambda p: zip_with(p / "a.zip", "/tmp/evil.jpg"), "would leave the folder"),
+    "drive": (lambda p: zip_with(p / "a.zip", "C:/evil.jpg"), "would leave the folder"),
+    "link in zip": (lambda p: zip_with(p / "a.zip", "query/a.jpg", stat.S_IFLNK | 0o777), "is a link or device"),
+    "tar slip": (lambda p: tar_with(p / "a.tar", "../evil.jpg"), "would leave the folder"),
+    "tar absolute": (lambda p: tar_with(p / "a.tar", "/evil.jpg"), "would leave the folder"),
+    "link": (lambda p: tar_with(p / "a.tar", "query/a.jpg", tarfile.SYMTYPE, "/etc/passwd"), "is a link or device"),
+    "hard link": (lambda p: tar_with(p / "a.tar", "query/a.jpg", tarfile.LNKTYPE, "b"), "is a link or device"),
+    "device": (lambda p: tar_with(p / "a.tar", "query/a.jpg", tarfile.CHRTYPE), "is a link or device"),
+    "pipe": (lambda p: tar_with(p / "a.tar", "query/a.jpg", tarfile.FIFOTYPE), "is a link or device"),
+    "large image": (
+        lambda p: zip_with(p / "a.zip", "a.jpg", content=bytes(65 << 20), compression=zipfile.ZIP_DEFLATED),
+        "claims 68,157,440 bytes, too many for an image",
+    ),
+    "bomb": (lambda p: bomb(p / "a.zip"), "brings the content to . files and .* bytes, too much for this archive"),
+    "name twice": (lambda p: doubled(p / "a.zip"), "is there twice"),
+    "encrypted": (lambda p: encrypted(p / "a.zip"), "is encrypted; unpack it yourself"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_archives_are_refused_and_write_nothing(tmp_path, case):
+    write, message = HOSTILE[case]
+    (tmp_path / "in").mkdir()
+    path = write(tmp_path / "in")
+    with pytest.raises(InputError, match=message) as caught:
+        prepare("market1501", path, tmp_path / "sets")
+    assert path.name in str(caught.value) and snapshot(tmp_path) == ["in", f"in/{path.name}"]
+
+
+@pytest.mark.parametrize("write, suffix", [(write_zip, "zip"), (write_tar, "tar"), (write_tar, "tar.gz")])
+def test_truncated_archives(small, tmp_path, write, suffix):
+    path = write(tmp_path / f"a.{suffix}", MARKET)
+    content = path.read_bytes()
+    for share in (0, 0.3, 0.7):
+        path.write_bytes(content[: int(len(content) * share)])
+        with pytest.raises(InputError, match=r"download cut short|has no "):
+            prepare("market1501", path, tmp_path / "sets")
+        assert not (tmp_path / "sets/market1501").exists()
+
+
+def test_a_damaged_member_is_named_and_leaves_nothing(small, tmp_path):
+    path = write_zip(tmp_path / "a.zip", MARKET)
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b"query/0001_c1s1_001051_00.jpg", 0, content.index(b"PK\x01\x02")) + 200] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"a.zip: query/0001_c1s1_001051_00.jpg cannot be read \(Bad CRC"):
+        prepare("market1501", path, tmp_path / "sets")
+    assert list((tmp_path / "sets").iterdir()) == []
+
+
+def test_sources_that_are_not_there_or_no_archive(tmp_path):
+    with pytest.raises(MissingInput, match=r"--source .*gone.zip is not there"), open_source(tmp_path / "gone.zip"):
+        pass
+    (tmp_path / "page.zip").write_text("<html>quota exceeded</html>")
+    with (
+        pytest.raises(InputError, match=r"page.zip: the archive .27 bytes. cannot be read"),
+        open_source(tmp_path / "page.zip"),
+    ):
+        pass
+    with pytest.raises(InputError, match=r"no dataset 'maket1501' is known; known are market1501, dukemtmc"):
+        prepare("maket1501", tmp_path, tmp_path)
+
+
+def test_a_failure_leaves_nothing_and_old_leavings_are_removed(tmp_path):
+    def half(folder):
+        (folder / "images").mkdir(parents=True)
+        raise OSError(28, "No space left on device")
+
+    old, young = tmp_path / ".mine.partial-1", tmp_path / ".mine.partial-2"
+    for folder in (old, young):
+        folder.mkdir()
+    os.utime(old, (0, 0))
+    with pytest.raises(InputError, match=r"cannot write .*mine.*No space left"):
+        build(tmp_path / "mine", half)
+    assert list(tmp_path.iterdir()) == [young]
+
+
+def test_a_folder_with_foreign_images_is_not_touched(small, tmp_path):
+    write_files(tmp_path / "market1501", MARKET | {"images/mine.txt"})
+    with pytest.raises(InputError, match=r"has images/ but no meta.json"):
+        open_dataset("market1501", tmp_path)
+    assert (tmp_path / "market1501/images/mine.txt").exists() and not list(tmp_path.glob(".*"))
+
+
+def test_looping_links_in_a_folder_end(small, tmp_path):
+    source = write_files(tmp_path / "raw", MARKET)
+    (source / "loop").symlink_to(source)
+    assert len(prepare("market1501", source, tmp_path / "sets").trainval) == 2
+
+
+def test_the_command_prints_the_table(small, tmp_path, capsys):
+    source = write_zip(tmp_path / "raw.zip", MARKET)
+    assert main(["prepare", "market1501", "--source", str(source), "--dataset_path", str(tmp_path / "sets")]) == 0
+    out = capsys.readouterr().out
+    assert "identities  published" in out and "ready in" in out
+    assert read_dataset(tmp_path / "sets/market1501").num_cameras == 6
+    assert main(["prepare", "market1501", "--source", "gone", "--dataset_path", str(tmp_path / "new")]) == 2
+    assert "error: --source gone is not there" in capsys.readouterr().err
+    assert main(["prepare", "market1501", "--template", "{pid}", "--dataset_path", str(tmp_path)]) == 2
+    assert "--template is only for your own images" in capsys.readouterr().err
+
+
+def test_the_readme_of_the_datasets_has_every_command_and_count():
+    text = (Path(__file__).parents[2] / "datasets/README.md").read_text()
+    for name, known in DATASETS.items():
+        assert f"`python -m reid prepare {name} --source" in text and known.origin
+        for ids, images in PUBLISHED[name].values():
+            assert f"{ids:,} / {images:,}" in text if images else f"{ids:,}" in text
