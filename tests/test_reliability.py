@@ -14,24 +14,24 @@ import pytest
 import torch
 from conftest import ROOT, metrics, same, state_of
 
-from reid import processes
 from reid.config import Config
 from reid.errors import CheckFailed, InputError, Interrupted
 from reid.files import locked
 from reid.models import weights as weights_file
 from reid.models.rrid import RRID
 from reid.profiles import from_flags
+from reid.signals import signals_noted
 from reid.training import checkpoint, trainer
 from reid.training.step import TrainStep
 
 SAVING = """
 import sys, torch
 from pathlib import Path
-from reid.training import checkpoint
+from reid.models import weights
 folder = Path(sys.argv[1])
 for step in range(1, 100000):
     content = {"step": step, "state": {"w": torch.full((400_000,), float(step))}}
-    weights_file.save(folder / "checkpoint.pth", content, folder / "previous.pth")
+    weights.save(folder / "checkpoint.pth", content, folder / "previous.pth")
     print(step, flush=True)
 """
 
@@ -256,7 +256,7 @@ def test_not_finite_leaves_the_weights_alone(where):
 
 def test_second_signal_ends_at_once():
     code = (
-        "import os, signal; from reid.processes import signals_noted\n"
+        "import os, signal; from reid.signals import signals_noted\n"
         "with signals_noted() as got:\n    os.kill(os.getpid(), signal.SIGINT); assert got == [signal.SIGINT]\n"
         "    os.kill(os.getpid(), signal.SIGINT); print('went on')"
     )
@@ -270,7 +270,7 @@ def test_signals_outside_the_main_thread_are_left_alone():
     seen = []
 
     def work():
-        with processes.signals_noted() as got:
+        with signals_noted() as got:
             seen.append(got)
 
     before = signal.getsignal(signal.SIGINT)

@@ -84,7 +84,7 @@ def ablated(small_run, tmp_path_factory):
     flags = [*small_run, "--max_steps", 1, "--exp_dir", logs, "--vary", "relation=none,nine", "--seeds", 2]
 
     def cell(argv, children, quiet):
-        done = run_here(*argv)
+        done = run_here("reid/__main__.py", *argv)
         return done.returncode, done.stderr
 
     with pytest.MonkeyPatch.context() as m:  # other tests start real processes

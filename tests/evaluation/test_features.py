@@ -148,7 +148,7 @@ def test_two_at_once_share_the_work(tmp_path, capfd):
 
 def test_killed_extraction_equals_the_straight_one(tmp_path):
     path = tmp_path / "features.h5"
-    code = "import sys; sys.path.insert(0, 'tests'); import test_features as t, pathlib; "
+    code = "import sys; sys.path[:0] = ['tests', 'tests/evaluation']; import test_features as t, pathlib; "
     code += "t.to_file(pathlib.Path(sys.argv[1]), batches=lambda start: t.load(start, pause=0.2))"
     child = subprocess.Popen([sys.executable, "-c", code, str(path)])
     partial = path.with_name("features.h5.partial")

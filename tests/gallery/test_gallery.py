@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, make_weights, plain
 from PIL import Image as PILImage
 
-from reid.commands import extract
+from reid.data import images as data_images
 from reid.errors import InputError, MissingInput
 from reid.files import locked
 from reid.gallery import hdf5 as module
@@ -276,10 +276,10 @@ def test_the_commands(weights, tiny, tmp_path, script, monkeypatch):
     for source in (["--weights", weights, "--images", listed], ["--features", tmp_path / "f.h5"]):
         again = run("add", g, *source)
         assert again.returncode == 2 and "already" in again.stderr
-    asked = extract.decode  # a name that is there already is told before any image is looked at
-    monkeypatch.setattr(extract, "decode", None)
+    asked = data_images.decode  # a name that is there already is told before any image is looked at
+    monkeypatch.setattr(data_images, "decode", None)
     assert "already" in run("add", g, "--weights", weights, "--images", listed).stderr
-    monkeypatch.setattr(extract, "decode", asked)
+    monkeypatch.setattr(data_images, "decode", asked)
     said = run("info", g).stdout
     assert "24" in said and "64x32" in said
 

@@ -1,5 +1,6 @@
 """Extraction and export: equal to the training model's eval mode, and nothing half-written."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -17,14 +18,17 @@ from PIL import Image as PILImage
 from torch import nn
 
 import reid
-from reid.commands import extract
+from reid.commands import export as export_command
 from reid.config import Config
 from reid.data.demo import draw
+from reid.data.images import find_images
 from reid.data.loader import decode
 from reid.data.transforms import normalise
 from reid.errors import InputError
 from reid.files import sha256
 from reid.inference import export
+from reid.inference.describe import extract_file
+from reid.inference.prepare import fold
 from reid.models.layers import SlotLayer
 from reid.models.tensors import load_tensors
 from reid.models.weights import read_weights
@@ -76,7 +80,7 @@ def test_folding_is_by_what_feeds_what():
     x = torch.randn(2, 3, 8, 4)
     with torch.inference_mode():
         expected = model(x)
-        folded = extract.fold(model, (8, 4))
+        folded = fold(model, (8, 4))
         torch.testing.assert_close(folded(x), expected)
     kinds = [type(m).__name__ for m in (folded.late, folded.own, folded.norm)]
     assert kinds == ["BatchNorm2d", "Identity", "BatchNorm2d"]
@@ -99,7 +103,7 @@ def test_slot_layers_fold_exactly():
     x = torch.randn(2, 3, 8, 4)
     with torch.inference_mode():
         expected = One()(x)
-        torch.testing.assert_close(extract.fold(One(), (8, 4))(x), expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(fold(One(), (8, 4))(x), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +143,7 @@ def test_extract_command(weights, images, tmp_path, script):
 def test_extract_goes_on_after_a_signal(weights, images, tmp_path, script, monkeypatch):
     flags = ["extract", "--weights", weights, "--images", *images[:12], "--batch_size", "2", "--out"]
     assert run(script, *flags, tmp_path / "straight.h5").returncode == 0
-    counted, describe = [], extract.extract_file.__globals__["describe"]
+    counted, describe = [], extract_file.__globals__["describe"]
 
     def slow(model, batches, *rest):
         for features in describe(model, batches, *rest):
@@ -148,7 +152,7 @@ def test_extract_goes_on_after_a_signal(weights, images, tmp_path, script, monke
                 os.kill(os.getpid(), signal.SIGTERM)
             yield features
 
-    monkeypatch.setitem(extract.extract_file.__globals__, "describe", slow)
+    monkeypatch.setitem(extract_file.__globals__, "describe", slow)
     done = run(script, *flags, tmp_path / "cut.h5")
     assert done.returncode == 130 and "goes on" in done.stderr and not (tmp_path / "cut.h5").exists()
     assert run(script, *flags, tmp_path / "cut.h5").returncode == 0
@@ -188,7 +192,7 @@ def test_extractor_arguments(bad, weights, images):
 
 def test_output_that_nobody_reads(weights):
     """As in `python -m reid export --help | head -1`, with more output than the pipe holds."""
-    code = "import sys; from reid.errors import reported; sys.exit(reported(lambda: print('x' * 10**6) or 0, False))"
+    code = "import sys; from reid.commands import reported; sys.exit(reported(lambda: print('x' * 10**6) or 0, False))"
     child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     child.stdout.read(1)
     child.stdout.close()
@@ -280,8 +284,8 @@ def test_an_export_that_answers_otherwise_is_not_kept(harm, weights, images, tmp
         good = export.reference(model, pixels, True)
         return {"differs": good + 2e-4, "order": good[::-1], "nan": good * np.nan, "width": good[:, :-1]}[harm]
 
-    monkeypatch.setattr(export, "export_onnx", lambda path, *rest: path.write_bytes(b"onnx"))
-    monkeypatch.setattr(export, "run_onnx", run_wrongly)
+    monkeypatch.setattr(export_command, "export_onnx", lambda path, *rest: path.write_bytes(b"onnx"))
+    monkeypatch.setattr(export_command, "run_onnx", run_wrongly)
     out = tmp_path / "model.onnx"
     tolerance = "10" if harm == "order" else "1e-4"
     done = run(script, "export", "--weights", weights, "--format", "onnx", "--out", out, "--images", *images[:6],
@@ -363,7 +367,7 @@ def test_export_refusals(weights, tmp_path, script):
 
 
 def test_export_without_its_packages(weights, tmp_path, script, monkeypatch):
-    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     done = run(script, "export", "--weights", weights, "--format", "onnx", "--out", tmp_path / "m.onnx")
     assert done.returncode == 2 and "[export]" in done.stderr
 
@@ -409,12 +413,12 @@ def test_extract_leaves_other_files_alone(weights, images, tmp_path, script):
 def test_lists_from_elsewhere(images, tmp_path):
     listed = tmp_path / "list.txt"
     listed.write_text(f"{images[0]}\t5\n{images[1]}\n", encoding="utf-8-sig")  # as Windows writes it
-    found = extract.find_images([str(listed)])
+    found = find_images([str(listed)])
     assert [(i.path, i.pid, i.camid) for i in found] == [(images[0], 5, -1), (images[1], -1, -1)]
     for pid in ("9" * 19, "9" * 30, "five"):
         listed.write_text(f"{images[0]}\t{pid}\n")
         with pytest.raises(InputError, match="line 1: expected 'path'"):
-            extract.find_images([str(listed)])
+            find_images([str(listed)])
 
 
 def test_export_of_weights_that_are_not_there(tmp_path, script):

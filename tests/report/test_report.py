@@ -67,16 +67,13 @@ def evaluated(features, tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run folder of two steps on a small dataset whose evaluation has a report."""
-    import evaluate as evaluate_script
-    import train as train_script
-
     root = tmp_path_factory.mktemp("trained")
     make_dataset(root / "data" / "small", cameras=3)
     flags = ["--dataset_type", "small", "--dataset_path", str(root / "data"), "--exp_dir", str(root / "logs")]
     size = ["--backbone", "resnet18", "--pretrained", "none", "--h", "64", "--w", "32", "--stripes", "2"]
     steps = ["--batch_size", "8", "--steps_per_log", "1", "--max_steps", "2", "--name", "first", "--seed", "3"]
-    assert train_script.main([*flags, *size, *steps]) == 0
-    assert evaluate_script.main([*flags, "--report"]) == 0
+    assert main(["train", *flags, *size, *steps]) == 0
+    assert main(["evaluate", *flags, "--report"]) == 0
     return root / "logs" / "small" / "first"
 
 
