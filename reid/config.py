@@ -8,7 +8,7 @@ import difflib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, get_args
 
 from reid.errors import InputError
 
@@ -91,7 +91,11 @@ class Config:
     center_weight: float = option(0.0, "training", "of the center loss", minimum=0)
     smoothing: float = option(0.0, "training", "label smoothing of the cross entropy", minimum=0)
     precision: str = option(
-        "auto", "training", "of the backbone; auto: bf16 on CUDA, fp32 on CPU", ("auto", "fp32", "tf32", "bf16"), BOTH
+        "auto",
+        "training",
+        "of the backbone; auto: bf16 where the GPU supports it, else fp32",
+        ("auto", "fp32", "tf32", "bf16"),
+        BOTH,
     )
     ghost_batch: int = option(0, "training", "images that share batch-norm statistics (0: the whole batch)", minimum=0)
     compile: bool = option(False, "training", "torch.compile the backbone")
@@ -118,7 +122,12 @@ class Config:
         tuple(range(7)), ("evaluate",),
     )  # fmt: skip
 
-    gpus: tuple[int, ...] = option((0,), "run", "CUDA devices; without CUDA the CPU", scripts=BOTH, minimum=0)
+    device: str = option(
+        "auto", "run", "auto: a GPU if there is one", ("auto", "cpu", "cuda", "mps", "xpu"), scripts=BOTH
+    )
+    gpus: tuple[int, ...] = option(
+        (), "run", "GPU ids, one process per id (default: the first GPU, or the CPU)", scripts=BOTH, minimum=0
+    )
     exp_dir: str = option("./logs", "run", "runs go to exp_dir/dataset/name", scripts=BOTH)
     name: str = option("", "run", "run name (default: the fields that differ from the profile)")
     resume: str = option("", "run", "continue the newest unfinished run of this name, or the given folder")
@@ -171,6 +180,8 @@ class Config:
         yield self.seed >= 2**63, f"--seed {self.seed} is too large; the largest is 2**63 - 1"
         yield self.triplet_weight == 0 and self.ce_weight == 0, "--triplet_weight and --ce_weight are both 0: no loss"
 
+        ids = " ".join(map(str, self.gpus))
+        yield self.device == "cpu" and bool(self.gpus), f"--device cpu has no GPUs; leave --gpus {ids} out"
         least, most = {"rrid": (1, 99), "mgn": (1, 99), "pcb": (1, 1)}.get(self.model, (0, 0))
         yield len(self.stripes) < least, f"--model {self.model} needs a stripe count, for example --stripes 6"
         yield len(self.stripes) > most, f"--stripes {counts}: --model {self.model} takes {most or 'none'}"
@@ -237,7 +248,7 @@ def check_value(f, value) -> None:
     """Type, choices and range of one field; errors name the flag as a user types it."""
     flag, choices, minimum = "--" + f.name, f.metadata["choices"], f.metadata["minimum"]
     items = value if isinstance(value, tuple) and isinstance(f.default, tuple) else (value,)
-    expected = type(f.default[0]) if isinstance(f.default, tuple) else f.type
+    expected = get_args(f.type)[0] if isinstance(f.default, tuple) else f.type
     if f.type is float:
         expected = (float, int)
     for item in items:

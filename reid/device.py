@@ -1,7 +1,12 @@
-"""Where the work runs: the device of this process, its precision, and what the allocator is told."""
+"""The hardware of this process: its device, what that device can do, and the resolved precision.
+
+A command asks once (`find_hardware`), and then changes the process-wide settings of PyTorch and of the C library in one
+place (`set_up`). Nothing else in the project changes them.
+"""
 
 import ctypes
 import logging
+from dataclasses import dataclass
 
 import torch
 
@@ -10,45 +15,160 @@ from reid.processes import world
 
 logger = logging.getLogger(__name__)
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")  # values of --device
+PRECISIONS = ("fp32", "tf32", "bf16")  # a resolved precision
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The device of this process and what exists there."""
+
+    device: torch.device
+
+    @property
+    def fused(self) -> bool:
+        """Whether the fused optimisers leave the weights alone when `found_inf` is 1.
+
+        MPS and XPU have fused kernels, but this behaviour was not tested there.
+        """
+        return self.device.type in ("cpu", "cuda")
+
+    @property
+    def pinned(self) -> bool:
+        """Whether copies from pinned memory run beside the computation (non_blocking)."""
+        return self.device.type in ("cuda", "xpu")
+
+    @property
+    def native_bf16(self) -> bool:
+        """Whether bf16 is computed by instructions of its own instead of being emulated."""
+        kind = self.device.type
+        if kind == "cuda":
+            with torch.cuda.device(self.device):
+                return torch.cuda.is_bf16_supported(including_emulation=False)
+        if kind == "xpu":
+            with torch.xpu.device(self.device):
+                return torch.xpu.is_bf16_supported(including_emulation=False)
+        if kind == "mps":
+            return torch.backends.mps.is_macos_or_newer(14, 0)
+        return torch.backends.cpu.get_cpu_capability() not in ("NO AVX", "AVX2")
+
+    @property
+    def name(self) -> str:
+        """As 'cuda:0 (NVIDIA H100)' or 'cpu'."""
+        if self.device.type == "cuda":
+            return f"{self.device} ({torch.cuda.get_device_name(self.device)})"
+        if self.device.type == "xpu":
+            return f"{self.device} ({torch.xpu.get_device_name(self.device)})"
+        return str(self.device)
+
+
+def find_hardware(device: str = "auto", gpus: tuple[int, ...] = (), warn: bool = True) -> Hardware:
+    """The device of this process.
+
+    device: a value of --device; auto takes the accelerator of this machine, or the CPU.
+    gpus: ids of --gpus, one per process of this machine; without ids the first, or one per process of torchrun.
+    warn: log a warning when an automatic choice falls back to the CPU. With typed ids it is always logged.
+
+    Raises InputError for a device or an id that does not exist.
+    """
+    here = world()
+    kind = accelerator(device)
+    if kind is None:
+        if here.first and device != "cpu" and (warn or gpus):
+            logger.warning("no CUDA, MPS or XPU device was found; running on the CPU")
+        return Hardware(torch.device("cpu"))
+    count = torch.accelerator.device_count()
+    ids = gpus or range(count)
+    if here.local >= len(ids):
+        raise InputError(
+            f"{here.local + 1} or more processes, but {len(ids)} devices; "
+            "give --gpus one id per process, or start fewer processes"
+        )
+    if max(ids) >= count:
+        raise InputError(f"--gpus {' '.join(map(str, ids))}: this machine has {kind} devices 0 to {count - 1}")
+    if len(set(ids)) < len(ids):
+        raise InputError(f"--gpus {' '.join(map(str, ids))} names a device twice; each process needs its own")
+    return Hardware(torch.device(kind, ids[here.local]))
+
+
+def accelerator(device: str) -> str | None:
+    """The accelerator type that a value of --device means, None for the CPU. Raises InputError."""
+    if device == "cpu":
+        return None
+    found = torch.accelerator.current_accelerator(check_available=True)
+    kind = found.type if found is not None and found.type in DEVICES else None
+    if device != "auto" and kind != device:
+        there = f"{kind} or cpu" if kind else "cpu"
+        raise InputError(f"--device {device}: PyTorch finds no such device here; use --device {there}, or auto")
+    return kind
+
+
+def process_count(device: str, gpus: tuple[int, ...]) -> int:
+    """How many processes a command starts: one per id of --gpus; one on the CPU and under torchrun."""
+    return max(1, len(gpus)) if world().size == 1 and accelerator(device) else 1
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """'fp32', 'tf32' or 'bf16': what `precision` means on this device.
+
+    auto: bf16 on CUDA and XPU devices that compute it natively, fp32 elsewhere.
+    tf32: fp32 where the device is not CUDA.
+    Raises InputError for bf16 on a device that cannot compute it at all.
+    """
+    hardware = Hardware(torch.device(device))
+    kind = hardware.device.type
+    if precision == "auto":
+        return "bf16" if kind in ("cuda", "xpu") and hardware.native_bf16 else "fp32"
+    if precision == "tf32" and kind != "cuda":
+        return "fp32"
+    if precision == "bf16" and kind == "mps" and not hardware.native_bf16:
+        raise InputError("--precision bf16 needs macOS 14 or newer on MPS; use --precision fp32")
+    return precision
+
+
+def set_up(hardware: Hardware, precision: str = "auto") -> str:
+    """Process-wide settings, made once at the start of a command; returns the resolved precision.
+
+    Selects the device, keeps freed memory (CPU), makes cuDNN deterministic, sets the precision of float32 products,
+    and logs device and precision.
+    """
+    device = hardware.device
+    resolved = resolve_precision(precision, device)
+    if device.type == "cpu":
+        keep_memory()
+    elif device.index is not None:
+        torch.accelerator.set_device_index(device.index)
+    torch.backends.cudnn.deterministic = True  # the same seed gives the same bits
+    torch.backends.cudnn.allow_tf32 = resolved == "tf32"
+    torch.set_float32_matmul_precision("high" if resolved == "tf32" else "highest")
+    if world().first:
+        logger.info(f"device {hardware.name}, precision {resolved}")
+        if precision == "tf32" != resolved:
+            logger.warning("tf32 exists only on CUDA devices; running in fp32")
+        if precision == "bf16" and not hardware.native_bf16:
+            logger.warning("this device has no bf16 instructions; bf16 is emulated and may be slower than fp32")
+    return resolved
 
 
 def keep_memory() -> None:
-    """Lets glibc keep what is freed, for this process: it hands each large tensor back to the kernel otherwise, which
-    clears its pages anew for the next batch, and a small network's forward pass takes up to twice as long."""
+    """Makes glibc keep freed memory in this process.
+
+    By default, glibc returns the memory of each large tensor to the kernel, and the kernel clears the pages again for
+    the next batch. The forward pass of a small network then takes up to twice as long.
+    """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library
         return
-    if mallopt(M_MMAP_THRESHOLD, 1 << 30) or mallopt(M_MMAP_THRESHOLD, 1 << 25):  # the most that older glibcs take
-        mallopt(M_TRIM_THRESHOLD, -1)  # alone it would make it slower
-
-
-def pick_device(gpus: tuple[int, ...]) -> torch.device:
-    """The CUDA device asked for; the CPU, with one warning line, where there is no CUDA."""
-    if not torch.cuda.is_available():
-        if world().first:
-            logger.warning(f"no CUDA device here, so --gpus {' '.join(map(str, gpus))} runs on the CPU")
-        keep_memory()
-        return torch.device("cpu")
-    count, here = torch.cuda.device_count(), world()
-    if here.size > 1 and len(gpus) < here.size:  # torchrun without --gpus: a device each
-        gpus = tuple(range(count))
-    number = gpus[here.local] if here.local < len(gpus) else count
-    if number >= count:
-        raise InputError(
-            f"--gpus {' '.join(map(str, gpus))}: this machine has devices 0 to {count - 1}, and each of "
-            "its processes needs one"
-        )
-    device = torch.device("cuda", number)
-    torch.cuda.set_device(device)
-    torch.backends.cudnn.deterministic = True  # the same seed gives the same bits
-    return device
+    # 2**25 is the largest value that older versions accept; the second option alone would be slower
+    if mallopt(M_MMAP_THRESHOLD, 1 << 30) or mallopt(M_MMAP_THRESHOLD, 1 << 25):
+        mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """Context in which the backbone runs in `precision` (auto: bf16 on CUDA, fp32 on the CPU)."""
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+    """Context in which the backbone runs in a resolved precision."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision {precision!r} is not resolved; expected one of {PRECISIONS}")
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

@@ -5,7 +5,7 @@ import torch
 from reid.bench.measure import table
 from reid.bench.train import step_flags, timed
 from reid.config import Config
-from reid.device import pick_device
+from reid.device import find_hardware, set_up
 from reid.inference.describe import describe
 from reid.inference.prepare import prepare
 from reid.models import build_model
@@ -17,7 +17,9 @@ def add_arguments(parser) -> None:
 
 
 def main(arguments) -> int:
-    a, device = arguments, pick_device(tuple(arguments.gpus))
+    a, hardware = arguments, find_hardware(arguments.device, tuple(arguments.gpus))
+    set_up(hardware, "fp32")  # each form selects its own precision
+    device = hardware.device
     model = build_model(Config(backbone=a.backbone), 0).to(device).eval()
     last = build_model(Config(backbone=a.backbone), 0).to(device, memory_format=torch.channels_last).eval()
     pixels = torch.randint(0, 256, (a.batch_size, a.h, a.w, 3), dtype=torch.uint8).permute(0, 3, 1, 2)

@@ -11,7 +11,7 @@ from reid.bench.measure import side_by_side, table
 from reid.bench.plain import PlainHeads, PlainRRID, plain_loss
 from reid.config import BACKBONES, Config
 from reid.data.transforms import augment, draw_augmentation, normalise
-from reid.device import autocast, pick_device
+from reid.device import DEVICES, Hardware, autocast, find_hardware, set_up
 from reid.losses import batch_hard_triplet, identity_loss, objective
 from reid.models import build_model
 from reid.models.backbone import build_backbone
@@ -30,11 +30,14 @@ def step_flags(parser, **defaults: int) -> None:
     for name, default in {"h": 384, "w": 128, "repeat": 5, **defaults}.items():
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"default {default}")
     parser.add_argument("--backbone", choices=BACKBONES, default="resnet50", help="default resnet50")
-    parser.add_argument("--gpus", type=int, nargs="+", default=[0], help="CUDA device; without CUDA the CPU")
+    parser.add_argument("--gpus", type=int, nargs=1, default=[], help="GPU id (default: the first GPU, or the CPU)")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="default auto: a GPU if there is one")
 
 
 def main(arguments) -> int:
-    a, device = arguments, pick_device(tuple(arguments.gpus))
+    a, hardware = arguments, find_hardware(arguments.device, tuple(arguments.gpus))
+    set_up(hardware, "fp32")  # each form selects its own precision
+    device = hardware.device
     rng = np.random.default_rng(0)
     pixels = torch.from_numpy(rng.integers(0, 256, (a.batch_size, a.h, a.w, 3), dtype=np.uint8)).permute(0, 3, 1, 2)
     pixels = pixels.to(device)
@@ -69,8 +72,8 @@ def timed(forms: dict[str, Callable], repeat: int, device: torch.device):
     def waiting(form: Callable) -> Callable:
         def run() -> None:
             form()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            if device.type != "cpu":
+                torch.accelerator.synchronize(device)
 
         return run
 
@@ -105,7 +108,9 @@ def bare_step(a, device, images: Tensor, labels: Tensor, precision: str) -> Call
     """The backbone with average pool, one classifier, one cross entropy."""
     base = build_backbone(a.backbone).to(device, memory_format=torch.channels_last).train()
     classifier = nn.Linear(base.channels, CLASSES).to(device)
-    optimizer = torch.optim.SGD([*base.parameters(), *classifier.parameters()], 0.0, 0.9, weight_decay=5e-4, fused=True)
+    optimizer = torch.optim.SGD(
+        [*base.parameters(), *classifier.parameters()], 0.0, 0.9, weight_decay=5e-4, fused=Hardware(device).fused
+    )
     x = images.contiguous(memory_format=torch.channels_last)
 
     def step() -> None:

@@ -203,7 +203,8 @@ def commands(config: Config) -> Iterator[list[str]]:
     if all((folder / f"eval-{name}" / "result.json").is_file() for name in config.dataset_type):
         return
     where = ["--dataset_path", config.dataset_path, "--exp_dir", config.exp_dir, "--split", str(config.split)]
-    workers = ["--num_workers", str(config.num_workers), "--gpus", *map(str, config.gpus)]
+    workers = ["--num_workers", str(config.num_workers), "--device", config.device]
+    workers += ["--gpus", *map(str, config.gpus)] if config.gpus else []
     yield ["evaluate", "--weights", str(folder / "weights.pth"), *where, *workers]
 
 

@@ -31,13 +31,11 @@ def main(arguments) -> int:
         if any(asked.occlude):
             raise InputError("--occlude covers images, and --features has none: give --weights")
         return evaluate_features(asked, *given.get("dataset_type", ())[:1])
-    import torch  # after the flags, so that typing errors answer at once
+    from reid.device import process_count  # imports torch: after the flags, so that typing errors answer at once
+    from reid.processes import launch
 
-    from reid.processes import launch, world
-
-    if len(asked.gpus) > 1 and world().size == 1 and torch.cuda.is_available():
-        return launch(evaluate_one, given, len(asked.gpus))
-    return evaluate_one(given)
+    count = process_count(asked.device, asked.gpus)
+    return launch(evaluate_one, given, count) if count > 1 else evaluate_one(given)
 
 
 def evaluate_one(given: dict) -> int:
@@ -48,13 +46,15 @@ def evaluate_one(given: dict) -> int:
 def evaluate_features(config: Config, dataset: str = "") -> int:
     """Anybody's features: the result goes beside a features.h5, else to exp_dir/features/. `dataset`: whose images the
     report shows."""
-    from reid.device import pick_device
+    from reid.device import find_hardware, set_up
     from reid.evaluation.features import read_features
 
+    hardware = find_hardware(config.device, config.gpus, warn=False)
+    set_up(hardware, "fp32")
     path = Path(config.features)
     features = read_features(path)
     folder = path.parent if path.name == "features.h5" else Path(config.exp_dir, "features", path.stem)
-    return score(features, config, pick_device(config.gpus), folder, dataset)
+    return score(features, config, hardware.device, folder, dataset)
 
 
 def score(features, config: Config, device, folder: Path, dataset: str) -> int:
@@ -96,7 +96,7 @@ def evaluate_weights(given: dict) -> int:
     from reid.data.loader import ImageStore, in_order
     from reid.data.prepare import open_dataset
     from reid.data.transforms import cover
-    from reid.device import pick_device
+    from reid.device import find_hardware, set_up
     from reid.evaluation.features import read_features
     from reid.files import sha256
     from reid.inference.describe import content_of, extract, extract_file
@@ -112,7 +112,8 @@ def evaluate_weights(given: dict) -> int:
     config = from_flags(given, usual)
     changed = {k: v for k, v in config.changes(usual).items() if k in ("h", "w", "precision")}
     check_height(config.h, config.stripes)
-    device = pick_device(config.gpus)
+    hardware = find_hardware(config.device, config.gpus)
+    device, precision = hardware.device, set_up(hardware, config.precision)
     model = model.to(device, memory_format=torch.channels_last)
     digest = sha256(weights)
     with connected(device) as here:
@@ -130,7 +131,7 @@ def evaluate_weights(given: dict) -> int:
             folder = evaluation_folder(weights, config.exp_dir, name, changed)
             extract_file(
                 folder / "features.h5", model, load, dataset.query, dataset.gallery, device, digest,
-                dataset.fingerprint, precision=config.precision, size=f"{config.h}x{config.w}",
+                dataset.fingerprint, precision=precision, size=f"{config.h}x{config.w}",
                 content=content_of(images) if here.first else "",
             )  # fmt: skip
             features = read_features(folder / "features.h5")
@@ -139,7 +140,7 @@ def evaluate_weights(given: dict) -> int:
             for band in filter(None, config.occlude):
                 rows = in_order(len(dataset.query), config.batch_size)
                 covered = (cover(pixels, band) for pixels in store.batches([part_of(batch, here) for batch in rows]))
-                found = extract(model, covered, len(dataset.query), device, precision=config.precision)
+                found = extract(model, covered, len(dataset.query), device, precision=precision)
                 if here.first:
                     print(f"\nband {band} of 6 of each query image is covered")
                     query = replace(features.query, features=found)

@@ -7,7 +7,7 @@ import numpy as np
 from reid.data.images import find_images, readable
 from reid.data.loader import ImageStore, in_order
 from reid.data.records import Image
-from reid.device import pick_device
+from reid.device import DEVICES, find_hardware, set_up
 from reid.errors import InputError
 from reid.evaluation.features import common_folder
 from reid.evaluation.store import is_features, read_h5
@@ -23,7 +23,8 @@ def add_extractor_flags(parser) -> None:
     parser.add_argument("--no_flip", action="store_true", help="leave the mirror image out")
     parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="default 32")
     parser.add_argument("--num_workers", type=int, default=4, metavar="N", help="decoding threads (default 4)")
-    parser.add_argument("--gpus", type=int, nargs=1, default=[0], help="CUDA device; without CUDA the CPU")
+    parser.add_argument("--gpus", type=int, nargs=1, default=[], help="GPU id (default: the first GPU, or the CPU)")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="default auto: a GPU if there is one")
 
 
 def add_images_flags(parser, required: bool) -> None:
@@ -36,11 +37,11 @@ def add_images_flags(parser, required: bool) -> None:
 
 def make_extractor(weights: str | Path, a) -> Extractor:
     """By the flags of add_extractor_flags."""
-    if a.batch_size < 1 or a.num_workers < 0 or a.gpus[0] < 0:
+    if a.batch_size < 1 or a.num_workers < 0 or min(a.gpus, default=0) < 0:
         raise InputError("--batch_size must be at least 1, --num_workers and --gpus at least 0")
-    device = pick_device(tuple(a.gpus))
-    precision = a.precision if a.precision != "auto" else "bf16" if device.type == "cuda" else "fp32"
-    return Extractor(weights, device, precision, a.compile, not a.no_flip, a.batch_size, a.num_workers)
+    hardware = find_hardware(a.device, tuple(a.gpus))
+    precision = set_up(hardware, a.precision)
+    return Extractor(weights, hardware.device, precision, a.compile, not a.no_flip, a.batch_size, a.num_workers)
 
 
 def extract_to(path: Path, extractor: Extractor, images: list[Image]) -> None:

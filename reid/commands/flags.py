@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_args
 
 from reid.config import Config, closest
 
@@ -48,7 +48,7 @@ def add_flags(parser: argparse.ArgumentParser, script: str) -> None:
         elif f.name == "resume":
             room.add_argument(*names, nargs="?", const="newest", metavar="RUN", **common)
         else:
-            kind: Callable = type(f.default[0]) if many else type(f.default)
+            kind: Callable = get_args(f.type)[0] if many else type(f.default)
             metavar = kind.__name__.upper()
             room.add_argument(*names, type=kind, nargs="+" if many else None, metavar=metavar, **common)
         if f.name == "train_set":

@@ -1,6 +1,7 @@
 """python -m reid train: train a model. Without flags: the paper's model on Market-1501."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from reid.commands import reported
@@ -20,14 +21,15 @@ def main(arguments) -> int:
     Exit codes: 0 trained, 1 the loss is not finite, 2 bad input, 130 stopped by a signal.
     """
     given = given_flags(arguments)
-    config = from_flags(given, stored_config(given.get("resume", "newest")))
-    import torch  # after the flags, so that typing errors answer at once
+    stored = stored_config(given.get("resume", "newest"))
+    if stored and given.keys() & {"device", "gpus"}:
+        stored = replace(stored, device="auto", gpus=())  # the two belong together
+    config = from_flags(given, stored)
+    from reid.device import process_count  # imports torch: after the flags, so that typing errors answer at once
+    from reid.processes import launch
 
-    from reid.processes import launch, world
-
-    if len(config.gpus) > 1 and world().size == 1 and torch.cuda.is_available():
-        return launch(train_one, config, len(config.gpus))
-    return train_one(config)
+    count = process_count(config.device, config.gpus)
+    return launch(train_one, config, count) if count > 1 else train_one(config)
 
 
 def train_one(config: Config) -> int:

@@ -8,7 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
 from reid.config import Config
-from reid.device import autocast
+from reid.device import autocast, resolve_precision
 from reid.errors import CheckFailed
 from reid.losses import batch_hard_triplet, center_loss, identity_loss, objective
 from reid.models.batch_norm import GhostBatchNorm, replace_forward, synchronise
@@ -27,6 +27,7 @@ class TrainStep:
 
     def __init__(self, model: nn.Module, config: Config, device: torch.device, here: World = World()):  # noqa: B008
         self.config, self.device, self.here = config, device, here
+        self.precision = resolve_precision(config.precision, device)
         if config.ghost_batch:
             replace_forward(model, GhostBatchNorm, ghost=config.ghost_batch)
         elif here.size > 1:
@@ -59,7 +60,7 @@ class TrainStep:
         c = self.config
         for group, rate in zip(self.optimizer.param_groups, rates):
             group["lr"] = rate
-        with autocast(c.precision, self.device):
+        with autocast(self.precision, self.device):
             features, logits = self.module(images)
         # the hardest positives and negatives are those of the global batch
         everyone, everyones = gather(features), gather(labels)

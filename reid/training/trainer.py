@@ -18,7 +18,7 @@ from reid.data.prepare import open_dataset
 from reid.data.records import Dataset, combine
 from reid.data.sampler import SAMPLERS
 from reid.data.transforms import augment, draw_augmentation, normalise
-from reid.device import pick_device
+from reid.device import find_hardware, set_up
 from reid.errors import InputError, Interrupted, MissingInput
 from reid.evaluation.ranking import rank
 from reid.files import writing
@@ -44,7 +44,9 @@ def train(config: Config) -> Path:
     not finite, Interrupted on a signal.
     """
     check_height(config.h, config.stripes)
-    device = pick_device(config.gpus)
+    hardware = find_hardware(config.device, config.gpus)
+    set_up(hardware, config.precision)
+    device = hardware.device
     with connected(device) as here, signals_noted() as signals:
         if not here.first:
             wait()  # the first prepares raw data and makes the folder
@@ -221,7 +223,7 @@ class Trainer:
         c = self.config
         store = ImageStore(self.held_out, c.h, c.w, c.num_workers, device=self.device)
         batches = store.batches([part_of(b, self.here) for b in in_order(len(self.held_out), c.batch_size)])
-        features = extract(self.model, batches, len(self.held_out), self.device, precision=c.precision)
+        features = extract(self.model, batches, len(self.held_out), self.device, precision=self.train_step.precision)
         self.model.train()
         pids, camids = np.array([i.pid for i in self.held_out]), np.array([i.camid for i in self.held_out])
         result = rank(-features @ features.T, pids, pids, camids, camids)
