@@ -1,22 +1,30 @@
-"""Files that are written whole or not at all, locks between processes, digests."""
+"""Files that are written completely or not at all, locks between processes, links and digests."""
 
-import fcntl
+import errno
 import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout, UnixFileLock
 
 from reid.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+# what a file system without locks answers, for example some network file systems
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, getattr(errno, "ENOTSUP", errno.EOPNOTSUPP))
+BLOCK = 1 << 20  # bytes
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path in the same folder; what was written there replaces `path` when all went well."""
+    """Yields a temporary path in the same folder. It replaces `path` if the body raises nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -26,57 +34,100 @@ def atomic_file(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    if hasattr(os, "O_DIRECTORY"):  # the rename itself must survive a power cut
-        folder = os.open(path.parent, os.O_DIRECTORY)
-        os.fsync(folder)
-        os.close(folder)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename in `folder` survive a power failure, on systems that can sync a folder."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Around work that writes `path`: what the system refuses becomes an InputError."""
+    """Turns an OSError of the body, which writes `path`, into an InputError."""
     try:
         yield
     except OSError as e:
         reason = os.strerror(e.errno) if e.errno else str(e).split("\n")[0]
-        raise InputError(f"{path} cannot be written ({reason}); make room there, or give another place") from e
+        raise InputError(f"{path} cannot be written ({reason}); free some space there, or choose another path") from e
 
 
 @contextmanager
 def locked(path: Path, waits: bool = True) -> Iterator[None]:
-    """Alone among processes at what `path` stands for, by a lock file beside it; a killed process lets go of it.
+    """Excludes other processes from `path` by a lock file beside it. A killed process releases its lock.
 
-    Where another one is there, waits for it and says so, or raises InputError.
+    If another process has the lock: waits with a warning, or raises InputError if `waits` is false. Where the file
+    system has no locks: warns and goes on without one.
     """
-    lock, held = path.with_name(path.name + ".lock"), False
-    while not held:
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = lock.open("w")
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not waits:
-                    raise InputError(
-                        f"another process is at work on {path}; type the same again when it is done"
-                    ) from None
-                logger.warning(f"waiting for another process that changes {path}")
-                fcntl.flock(file, fcntl.LOCK_EX)
-            except OSError as e:  # some network file systems have none
-                logger.warning(f"no locks in {path.parent} ({e}); keep other processes away from it")
-            with suppress(FileNotFoundError):  # the lock of a process that was done meanwhile
-                held = os.path.samestat(os.fstat(file.fileno()), lock.stat())
-            if held:
-                try:
-                    yield
-                finally:
-                    lock.unlink(missing_ok=True)
+    lock = FileLock(path.with_name(path.name + ".lock"))
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = acquire(lock, path, waits)
+    try:
+        yield
+    finally:
+        # on Unix it may be removed while it is held: filelock takes no lock on a removed file
+        if not held or isinstance(lock, UnixFileLock):
+            with suppress(OSError):
+                os.unlink(lock.lock_file)
+        lock.release()
 
 
-def write_json(path: Path, content: dict) -> None:
+def acquire(lock: Any, path: Path, waits: bool) -> bool:
+    """Whether the lock is held; false where the file system has no locks. Raises InputError, OSError."""
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if not waits:
+                raise InputError(f"another process is using {path}; run the command again when it has ended") from None
+            logger.warning(f"waiting for another process that is using {path}")
+            lock.acquire()
+    except OSError as e:
+        if e.errno not in NO_LOCKS:
+            raise
+        logger.warning(f"{path.parent} has no file locks ({e}); do not run another process on the same files")
+        return False
+    return True
+
+
+def reserve(path: Path, size: int) -> None:
+    """Makes a file at least `size` bytes long and allocates its disk space. Raises OSError if the disk is full."""
+    with open(path, "rb+") as f:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(f.fileno(), 0, size)
+            return
+        for start in range(0, size, BLOCK):  # holes of a sparse file are allocated when they are written
+            length = min(BLOCK, size - start)
+            f.seek(start)
+            content = f.read(length)
+            f.seek(start)
+            f.write(content.ljust(length, b"\0"))
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Makes `target` a symbolic link to `source`; a hard link or a copy where the system refuses links.
+
+    Windows refuses symbolic links without a privilege, and hard links between drives. Raises OSError.
+    """
+    source = source.resolve(strict=True)
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+    for link in (os.symlink, os.link):
+        with suppress(OSError, NotImplementedError):
+            link(source, target)
+            return
+    shutil.copyfile(source, target)
+
+
+def write_json(path: Path, content: Any) -> None:
     with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def sha256(path: Path) -> str:

@@ -1,30 +1,65 @@
-"""Signals that end a loop after its current step."""
+"""Signals that end a loop after its current step, and how a child process is asked to stop."""
 
 import logging
 import signal
+import subprocess
+import sys
 import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
+# Ctrl-C, the usual request to stop, and Windows' Ctrl-Break
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
+
 
 @contextmanager
-def signals_noted():
-    """Yields a list to which SIGINT and SIGTERM are added, for a loop to end after its step; a second one ends at
-    once. Outside the main thread nothing is noted, as Python allows it there only."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
+def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Calls `handler` for the stop signals inside, in the main thread only (Python allows it nowhere else)."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in STOP_SIGNALS:
+            try:
+                before[number] = signal.signal(number, handler)
+            except (ValueError, OSError):  # this system has no handler for it
+                continue
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
-    def note(number: int, frame) -> None:
+
+@contextmanager
+def signals_noted() -> Iterator[list[int]]:
+    """Yields a list to which received stop signals are added; the loop inside ends after its step.
+
+    The same signal a second time ends the process at once. In other threads the list stays empty.
+    """
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
         logger.warning("stopping after this step; the same signal again stops at once")
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handled(note):
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+
+
+def child_options() -> dict[str, Any]:
+    """Arguments of subprocess.Popen that keep the terminal's Ctrl-C from a child, which `stop_child` then stops."""
+    if sys.platform == "win32":
+        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    return {"start_new_session": True}
+
+
+def stop_child(child: subprocess.Popen) -> None:
+    """Asks a child made with `child_options` to stop after its step."""
+    if sys.platform == "win32":
+        child.send_signal(signal.CTRL_BREAK_EVENT)
+    else:
+        child.terminate()

@@ -6,7 +6,6 @@ Cells that are finished are skipped, cells that were stopped go on, a broken one
 import itertools
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -29,7 +28,7 @@ from reid.models.tensors import digest
 from reid.profiles import from_flags, profile, run_name
 from reid.report.table import check_csv, read_runs
 from reid.runs import is_finished
-from reid.signals import signals_noted
+from reid.signals import child_options, signals_noted, stop_child
 
 SOURCE = Path(__file__).resolve().parents[2]  # the folder that holds the package reid
 
@@ -177,7 +176,7 @@ def run_cells(cells: list[Cell], jobs: int) -> list[Impossible]:
             if signals and not stopped.is_set():
                 stopped.set()
                 for child in list(children):
-                    child.send_signal(signal.SIGTERM)
+                    stop_child(child)
     if stopped.is_set():
         raise Interrupted("stopped; the same command continues where each cell stands")
     return broken
@@ -217,7 +216,7 @@ def run_command(argv: list[str], children: set[subprocess.Popen], quiet: bool) -
         command,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        start_new_session=True,
+        **child_options(),
         env={**os.environ, "PYTHONPATH": path},
     ) as child:
         children.add(child)

@@ -4,18 +4,19 @@ Decoding runs in threads: Pillow works outside Python's lock, so nothing is copi
 unreadable image raises here, with its name.
 """
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image as PILImage
 from torch import Tensor
 from tqdm import tqdm
 
 from reid.data.records import Image
+from reid.device import Hardware
 from reid.errors import InputError, MissingInput
 
 MAX_PIXELS = 64_000_000  # a person crop is far smaller; a larger header is damage or a decompression bomb
@@ -54,11 +55,8 @@ def decode(path: str, height: int, width: int) -> np.ndarray:
 
 
 def free_memory() -> int:
-    """Bytes of main memory that can still be taken."""
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not on this system
-        return 0
+    """Bytes of main memory that are available."""
+    return psutil.virtual_memory().available
 
 
 class ImageStore:
@@ -130,9 +128,10 @@ class ImageStore:
 
     def to_device(self, batch: Tensor) -> Tensor:
         batch = batch.permute(0, 3, 1, 2)
-        if self.device.type == "cuda" and batch.device.type == "cpu":
+        pinned = Hardware(self.device).pinned
+        if pinned and batch.device.type == "cpu":
             batch = batch.pin_memory()
-        return batch.to(self.device, non_blocking=True)
+        return batch.to(self.device, non_blocking=pinned)
 
 
 def in_order(count: int, batch_size: int, start: int = 0) -> list[range]:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reid.device import Hardware
+
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
 LEAST_AREA, RATIO = 0.02, (0.3, 1 / 0.3)  # erased share of the image; height to width of the patch
 
@@ -75,7 +77,8 @@ def augment(images: Tensor, a: Augmentation) -> Tensor:
     """uint8 (N, 3, H, W) -> the same moved, its boxes painted, then mirrored; a new tensor."""
 
     def on_device(x: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(x)).to(images.device, non_blocking=True)
+        beside = Hardware(images.device).pinned
+        return torch.from_numpy(np.ascontiguousarray(x)).to(images.device, non_blocking=beside)
 
     if padding := int(max(np.abs(a.down).max(), np.abs(a.right).max())):
         images = moved(images, on_device(a.down), on_device(a.right), padding)

@@ -1,6 +1,5 @@
 """The HDF5 features file: created with room for every row, filled in place, read back."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +8,7 @@ import h5py
 import numpy as np
 
 from reid.errors import InputError
+from reid.files import reserve
 
 ROWS = 1 << 12  # checked or converted at once
 LABELS, ROOM = 300, 1 << 20  # bytes of an image's labels in a file, and of all else there, rather too many
@@ -40,13 +40,6 @@ def new_h5(path: Path, size: int) -> Iterator[h5py.File]:
     reserve(path, size + ROOM)
     with h5py.File(path, "w") as f:
         yield f
-
-
-def reserve(path: Path, size: int) -> None:
-    """Makes a file at least `size` bytes long, and sure of its place on the disk, or raises OSError."""
-    if hasattr(os, "posix_fallocate"):  # not on every system
-        with open(path, "rb+") as f:
-            os.posix_fallocate(f.fileno(), 0, size)
 
 
 def open_rows(path: Path) -> np.memmap:

@@ -19,6 +19,7 @@ from typing import IO
 from tqdm import tqdm
 
 from reid.errors import InputError, MissingInput
+from reid.files import link_or_copy
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -58,7 +59,7 @@ class Source:
         if link:
             for name, paths in tqdm(wanted.items(), "linking", unit=" images", disable=None):
                 for path in paths:
-                    path.symlink_to((self.path / name).resolve())
+                    link_or_copy(self.path / name, path)
             return
         for name, file in tqdm(self.opened(wanted), "copying", len(wanted), unit=" images", disable=None):
             with open(wanted[name][0], "wb") as out:
