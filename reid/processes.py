@@ -1,10 +1,14 @@
-"""Several processes that work as one: NCCL between GPUs, gloo between CPUs; alone, all of it does nothing."""
+"""Several processes that train or extract together, one per device. In a single process every function is trivial.
+
+PyTorch's default backends connect them: NCCL for CUDA, XCCL for XPU, gloo for the CPU.
+"""
 
 import os
-import signal
 import socket
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -13,22 +17,23 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from reid.errors import InputError
+from reid.signals import handled
 
 
 class World(NamedTuple):
-    """This process among all."""
+    """The position of this process among all processes."""
 
     rank: int = 0
     size: int = 1
-    local: int = 0  # number on this machine
+    local: int = 0  # rank on this machine
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes files and lines."""
+        """Whether this process writes files and messages; only rank 0 does."""
         return self.rank == 0
 
     def share(self, n: int) -> slice:
-        """This process's part of a global batch of n. Raises InputError when n cannot be split evenly."""
+        """Rows of a global batch of n for this process. Raises InputError if n cannot be split evenly."""
         if n % self.size:
             raise InputError(
                 f"a batch of {n} images cannot be split over {self.size} processes; "
@@ -38,17 +43,18 @@ class World(NamedTuple):
 
 
 def world() -> World:
-    """What torchrun, or `launch`, says in the environment."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    return World(*(int(os.environ[n]) for n in names)) if "RANK" in os.environ else World()
+    """The World that torchrun or `launch` has put into the environment variables."""
+    if "RANK" not in os.environ:
+        return World()
+    return World(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
 
 
 @contextmanager
-def connected(device: torch.device):
-    """The processes are connected inside; yields this one's World."""
+def connected(device: torch.device) -> Iterator[World]:
+    """Connects the processes inside; yields the World of this one."""
     here = world()
     if here.size > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group(dist.get_default_backend_for_device(device))
     try:
         yield here
     finally:
@@ -57,17 +63,21 @@ def connected(device: torch.device):
 
 
 def together() -> bool:
+    """Whether several processes are connected."""
     return dist.is_initialized() and dist.get_world_size() > 1
 
 
 def wait() -> None:
-    """Until every process is here."""
+    """Waits until every process has called it."""
     if together():
         dist.barrier()
 
 
 def gather(x: Tensor) -> Tensor:
-    """(n, ...) of every process, all of equal n -> (n x size, ...) by rank; gradients flow into the own part only."""
+    """(n, ...) of every process, with the same n -> (n x size, ...) in the order of ranks.
+
+    Gradients flow only into the part of this process.
+    """
     if not together():
         return x
     parts = [torch.empty_like(x, requires_grad=False) for _ in range(dist.get_world_size())]
@@ -77,7 +87,7 @@ def gather(x: Tensor) -> Tensor:
 
 
 def gather_rows(x: Tensor) -> Tensor:
-    """(n, ...) of every process, n its own -> all rows by rank, without gradients."""
+    """(n, ...) of every process, each with its own n -> all rows in the order of ranks, without gradients."""
     if not together():
         return x
     counts = gather(torch.tensor([len(x)], device=x.device)).tolist()
@@ -87,19 +97,19 @@ def gather_rows(x: Tensor) -> Tensor:
 
 
 def from_first(value: int, device: torch.device) -> int:
-    """The first process's value, on all."""
+    """The value of rank 0, in every process."""
     if not together():
         return value
     return int(gather(torch.tensor([value], device=device))[0])
 
 
 def part_of(rows: Sequence[int], here: World) -> Sequence[int]:
-    """This process's contiguous part of a batch of any length; maybe empty."""
+    """The contiguous part of a batch that belongs to this process, for any batch length; it may be empty."""
     return rows[here.rank * len(rows) // here.size : (here.rank + 1) * len(rows) // here.size]
 
 
 def average(x: Tensor) -> Tensor:
-    """The mean over processes."""
+    """Mean over the processes."""
     if together():
         dist.all_reduce(x)
         x = x / dist.get_world_size()
@@ -107,14 +117,14 @@ def average(x: Tensor) -> Tensor:
 
 
 class SumOverProcesses(torch.autograd.Function):
-    """The sum of a tensor over all processes; its gradient is summed the same way."""
+    """Sum of a tensor over all processes. The backward pass sums the gradient over the processes, too."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         return SumOverProcesses.reduced(x)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]  # one argument
         return SumOverProcesses.reduced(gradient)
 
     @staticmethod
@@ -125,34 +135,36 @@ class SumOverProcesses(torch.autograd.Function):
 
 
 def launch(work: Callable[[Any], int], argument: Any, count: int) -> int:
-    """work(argument) in `count` processes on this machine; returns the first exit code that is not 0.
+    """Calls work(argument) in `count` processes on this machine; returns the first exit code that is not 0.
 
-    Signals are passed on. When one process fails, the others are ended.
+    A stop signal is passed on. If one process fails, the others are ended.
     """
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     context = mp.spawn(run_rank, (work, argument, count, port), count, join=False)
 
-    def pass_on(number: int, frame) -> None:
-        for process in context.processes:
-            if process.is_alive():
-                process.terminate() if number == signal.SIGTERM else os.kill(process.pid, number)
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        # SIGTERM also after Ctrl-C, which the terminal sends to the children as well: a second SIGINT would end them
+        # at once. Windows sends its console signals to all processes and has no others.
+        if sys.platform != "win32":
+            for process in context.processes:
+                process.terminate()
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        while not context.join(timeout=1):
-            pass
-    except mp.ProcessExitedException as e:
-        return e.exit_code if e.exit_code > 0 else 1
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with handled(pass_on):
+        try:
+            while not context.join(timeout=1):
+                pass
+        except mp.ProcessExitedException as e:
+            return e.exit_code if e.exit_code > 0 else 1
     return 0
 
 
 def run_rank(rank: int, work: Callable[[Any], int], argument: Any, count: int, port: int) -> None:
+    """The main function of one process of `launch`."""
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ.update(address, RANK=str(rank), WORLD_SIZE=str(count), LOCAL_RANK=str(rank))
     if code := work(argument):
-        os._exit(code)  # its message is out; the others must not wait for it
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # without waiting for the others; its message is out
