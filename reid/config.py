@@ -1,200 +1,152 @@
 """The configuration: one frozen dataclass = command line (flags.py) = JSON in the run folder.
 
-Fields are grouped by room. Rooms `data`, `model`, `training` and `evaluation` change numbers; what stands
-in room `run` does not, so it takes no part in run names and may differ at resume.
+Each field belongs to a section. The sections data, model, training and evaluation change numbers. Fields of
+the section run do not: run names leave them out, and they may differ when a run is resumed.
 """
 
 import difflib
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import Field, dataclass, field, fields, replace
+from functools import partial
 from typing import Any, get_args
 
 from reid.errors import InputError
 
 MODELS = ("rrid", "baseline", "strong_baseline", "pcb", "mgn")
 BACKBONES = ("resnet50", "resnet18", "resnet34", "resnet101", "mobilenet_v2", "efficientnet_v2_s")
+DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
+PRECISIONS = ("fp32", "tf32", "bf16")
+
+# names of command lines
 BOTH = ("train", "evaluate")
+INFERENCE = ("extract", "gallery")
+ALL = (*BOTH, *INFERENCE)
 
 
-def option(default, room: str, help: str, choices=None, scripts=("train",), minimum=None) -> Any:
-    """A configuration field; `scripts` are the command lines that have it as a flag."""
-    metadata = {"room": room, "help": help, "choices": choices, "scripts": scripts, "minimum": minimum}
+def option(section: str, default, help: str, choices: tuple = (), minimum: float = 0, scripts=("train",)) -> Any:
+    """A configuration field. `minimum` holds for numbers; `scripts` are the command lines that have it as a flag."""
+    metadata = {"section": section, "help": help, "choices": choices, "minimum": minimum, "scripts": scripts}
     return field(default=default, metadata=metadata)
+
+
+in_data = partial(option, "data")
+in_model = partial(option, "model")
+in_training = partial(option, "training")
+in_evaluation = partial(option, "evaluation", scripts=("evaluate",))
+in_run = partial(option, "run")
 
 
 @dataclass(frozen=True)
 class Config:
-    """Every setting of a run. The defaults are the profile `paper`."""
+    """Every setting of a run. The defaults are the profile `paper`. Raises InputError for settings it cannot use."""
 
-    profile: str = option("paper", "run", "named defaults, listed in reid/profiles.py; other flags change them")
+    profile: str = in_run("paper", "start from these named defaults (reid/profiles.py)")
 
-    dataset_type: tuple[str, ...] = option(
-        ("market1501",),
-        "data",
-        "folders under --dataset_path; several are trained together, scored one by one",
-        None,
-        BOTH,
+    dataset_type: tuple[str, ...] = in_data(
+        ("market1501",), "use these folders of --dataset_path: trained together, scored one by one", scripts=BOTH
     )
-    dataset_path: str = option("./datasets", "run", "folder of the datasets", scripts=BOTH)
-    split: int = option(0, "data", "entry of splits.json", scripts=BOTH, minimum=0)
-    train_set: str = option("trainval", "data", "train holds --num_val identities out", ("trainval", "train"))
-    num_val: int = option(100, "data", "identities held out for validation by --train_set train", minimum=1)
-    h: int = option(384, "data", "image height in pixels", scripts=BOTH, minimum=16)
-    w: int = option(128, "data", "image width in pixels", scripts=BOTH, minimum=16)
-    batch_size: int = option(64, "data", "images in a batch", scripts=BOTH, minimum=1)
-    batch_sample: int = option(4, "data", "images of one identity in a batch (K)", minimum=1)
-    sampler: str = option(
-        "pk", "data", "pk: P identities x K images; anchor: the published one; random", ("pk", "anchor", "random")
+    dataset_path: str = in_run("./datasets", "look for datasets in this folder", scripts=BOTH)
+    split: int = in_data(0, "use this entry of splits.json", scripts=BOTH)
+    train_set: str = in_data("trainval", "train: hold out --num_val identities", ("trainval", "train"))
+    num_val: int = in_data(100, "hold out this number of identities with --train_set train", minimum=1)
+    h: int = in_data(384, "resize images to this height in pixels", minimum=16, scripts=BOTH)
+    w: int = in_data(128, "resize images to this width in pixels", minimum=16, scripts=BOTH)
+    batch_size: int = in_data(64, "process this number of images at once", minimum=1, scripts=ALL)
+    batch_sample: int = in_data(4, "put this number of images of each identity into a batch (K)", minimum=1)
+    sampler: str = in_data(
+        "pk", "draw batches as P identities x K images, as published (anchor) or at random", ("pk", "anchor", "random")
     )
-    visits: int = option(0, "data", "times an epoch visits an image (0: K, as published; random: once)", minimum=0)
-    crop_padding: int = option(0, "data", "random crop after black padding of N pixels", minimum=0)
-    erasing: str = option(
-        "in_place", "data", "where the erased patch goes; published: at its own size", ("in_place", "published")
+    visits: int = in_data(0, "use each image this often in an epoch (0: K, as published; random: once)")
+    crop_padding: int = in_data(0, "pad with this number of black pixels, then crop at random")
+    erasing: str = in_data(
+        "in_place",
+        "put the erased patch where it was drawn, or at its own size as published",
+        ("in_place", "published"),
     )
-    erasing_probability: float = option(0.5, "data", "share of images erased (published: (1 + p) / 2)", minimum=0)
-    erasing_area: float = option(0.2, "data", "largest share of an image that is erased", minimum=0.02)
-    erasing_fill: str = option("random", "data", "colour of the patch", ("random", "mean"))
-    num_workers: int = option(4, "run", "decoding threads", scripts=BOTH, minimum=0)
-    cache: str = option("auto", "run", "where decoded training images are kept", ("auto", "none", "ram", "gpu"))
+    erasing_probability: float = in_data(0.5, "erase in this share of the images (published: (1 + p) / 2)")
+    erasing_area: float = in_data(0.2, "erase at most this share of an image", minimum=0.02)
+    erasing_fill: str = in_data("random", "fill the patch with this colour", ("random", "mean"))
+    num_workers: int = in_run(4, "decode images in this number of threads", scripts=ALL)
+    cache: str = in_run("auto", "keep decoded training images here", ("auto", "none", "ram", "gpu"))
 
-    model: str = option("rrid", "model", "the method; each brings its recipe", MODELS)
-    backbone: str = option("resnet50", "model", "torchvision network before the heads", BACKBONES)
-    pretrained: str = option("auto", "model", "auto: pretrained/, then download; none; or a weights file")
-    last_stride: int = option(1, "model", "of the backbone's last stage (baseline, strong_baseline)", (1, 2))
-    stripes: tuple[int, ...] = option((6, 4, 2), "model", "stripe counts, each >= 2 (rrid, pcb, mgn)", minimum=2)
-    relation: str = option("one_vs_rest", "model", "relation of a part to the others", ("one_vs_rest", "none"))
-    pooling: str = option("gcp", "model", "the whole-body feature", ("gcp", "max", "avg", "none"))
-    contrast: str = option(
-        "mean_of_rest", "model", "what GCP contrasts the maximum with", ("mean_of_rest", "mean_minus_max")
+    model: str = in_model("rrid", "train with this method and its recipe", MODELS)
+    backbone: str = in_model("resnet50", "use this torchvision network before the heads", BACKBONES)
+    pretrained: str = in_model("auto", "start from ImageNet weights (auto), from random ones (none), or from a file")
+    last_stride: int = in_model(1, "set the stride of the last stage (baseline, strong_baseline)", (1, 2))
+    stripes: tuple[int, ...] = in_model((6, 4, 2), "cut into these numbers of stripes (rrid, pcb, mgn)", minimum=2)
+    relation: str = in_model("one_vs_rest", "relate each part to the others, or not", ("one_vs_rest", "none"))
+    pooling: str = in_model("gcp", "make the whole-body feature this way", ("gcp", "max", "avg", "none"))
+    contrast: str = in_model(
+        "mean_of_rest", "contrast the maximum with this in GCP", ("mean_of_rest", "mean_minus_max")
     )
-    ce_on: str = option("all", "model", "features with classifiers: q, a and b, or only q", ("all", "final"))
-    neck: str = option("none", "model", "batch norm before the classifier (strong_baseline)", ("none", "bnneck"))
-    classes: int = option(0, "model", "outputs of a classifier (0: one for each identity)", minimum=0)
+    ce_on: str = in_model("all", "classify the features q, a and b, or only q", ("all", "final"))
+    neck: str = in_model("none", "normalise before the classifier (strong_baseline)", ("none", "bnneck"))
+    classes: int = in_model(0, "give a classifier this number of outputs (0: one for each identity)")
 
-    epochs: int = option(80, "training", "passes; an epoch has 4 x images / batch_size steps", minimum=1)
-    max_steps: int = option(0, "training", "stop after N steps, drops at the same fractions (0: by epochs)", minimum=0)
-    warmup_steps: int = option(0, "training", "steps of linear warm-up", minimum=0)
-    warmup_epochs: int = option(0, "training", "epochs of linear warm-up, cut with --max_steps as drops are", minimum=0)
-    optimizer: str = option("sgd", "training", "nesterov is SGD with it", ("sgd", "nesterov", "adam"))
-    lr: float = option(1e-2, "training", "learning rate of the heads", minimum=0)
-    base_lr: float = option(1e-3, "training", "learning rate of the backbone", minimum=0)
-    base_lr_from: int = option(1, "training", "epoch from which base_lr counts, lr before (published: 40)", minimum=1)
-    decay_schedule: tuple[int, ...] = option((40, 60), "training", "epochs at whose start the rate drops", minimum=1)
-    staircase_decay_multiply_factor: float = option(0.1, "training", "factor of a drop", minimum=0)
-    momentum: float = option(0.9, "training", "SGD momentum", minimum=0)
-    weight_decay: float = option(5e-4, "training", "L2 penalty on every parameter", minimum=0)
-    schedule: str = option("staircase", "training", "of the learning rate", ("staircase", "cosine"))
-    margin: float = option(1.2, "training", "triplet margin", minimum=0)
-    triplet_weight: float = option(1.0, "training", "of the sum of the triplet losses", minimum=0)
-    ce_weight: float = option(2.0, "training", "of the sum of the cross entropies", minimum=0)
-    center_weight: float = option(0.0, "training", "of the center loss", minimum=0)
-    smoothing: float = option(0.0, "training", "label smoothing of the cross entropy", minimum=0)
-    precision: str = option(
+    epochs: int = in_training(80, "train for this number of epochs of 4 x images / batch_size steps", minimum=1)
+    max_steps: int = in_training(0, "stop after N steps, with drops at the same fractions (0: use --epochs)")
+    warmup_steps: int = in_training(0, "raise the learning rate linearly over N steps")
+    warmup_epochs: int = in_training(0, "raise it over N epochs; --max_steps shortens this like the drops")
+    optimizer: str = in_training("sgd", "use this optimizer (nesterov: SGD with it)", ("sgd", "nesterov", "adam"))
+    lr: float = in_training(1e-2, "set the learning rate of the heads")
+    base_lr: float = in_training(1e-3, "set the learning rate of the backbone")
+    base_lr_from: int = in_training(1, "use --base_lr from this epoch on, --lr before (published: 40)", minimum=1)
+    decay_schedule: tuple[int, ...] = in_training((40, 60), "drop the rate at the start of these epochs", minimum=1)
+    staircase_decay_multiply_factor: float = in_training(0.1, "multiply the rate by this at each drop")
+    momentum: float = in_training(0.9, "set the momentum of SGD")
+    weight_decay: float = in_training(5e-4, "set the L2 penalty of every parameter")
+    schedule: str = in_training("staircase", "change the learning rate this way", ("staircase", "cosine"))
+    margin: float = in_training(1.2, "set the margin of the triplet loss")
+    triplet_weight: float = in_training(1.0, "weight the sum of the triplet losses")
+    ce_weight: float = in_training(2.0, "weight the sum of the cross entropies")
+    center_weight: float = in_training(0.0, "weight the center loss")
+    smoothing: float = in_training(0.0, "smooth the labels of the cross entropy")
+    precision: str = in_training(
         "auto",
-        "training",
-        "of the backbone; auto: bf16 where the GPU supports it, else fp32",
-        ("auto", "fp32", "tf32", "bf16"),
-        BOTH,
+        "run the backbone in this precision (auto: bf16 where the GPU supports it, else fp32)",
+        ("auto", *PRECISIONS),
+        scripts=ALL,
     )
-    ghost_batch: int = option(0, "training", "images that share batch-norm statistics (0: the whole batch)", minimum=0)
-    compile: bool = option(False, "training", "torch.compile the backbone")
-    seed: int = option(0, "training", "of weights, batches and augmentation", minimum=0)
-    eval_every: int = option(
-        5, "training", "epochs between validations (--train_set train; 0: none, the last weights count)", minimum=0
+    ghost_batch: int = in_training(0, "share batch-norm statistics among N images (0: the whole batch)")
+    compile: bool = in_training(False, "compile the backbone with torch.compile", scripts=("train", *INFERENCE))
+    seed: int = in_training(0, "seed weights, batches and augmentation")
+    eval_every: int = in_training(5, "validate every N epochs with --train_set train (0: never, keep the last weights)")
+
+    ap: str = in_evaluation("step", "compute the average precision this way", ("step", "trapezoid"))
+    cmc: str = in_evaluation("market1501", "use this definition of CMC", ("market1501", "allshots", "cuhk03"))
+    metric: str = in_evaluation("euclidean", "rank by this distance", ("euclidean", "cosine"))
+    rerank: bool = in_evaluation(False, "re-rank with k-reciprocal neighbours")
+    query_expansion: int = in_evaluation(0, "replace queries by the mean with their N nearest gallery images")
+    no_cameras: bool = in_evaluation(False, "keep images of the query's own camera")
+    camera_pairs: bool = in_evaluation(False, "print a table of camera against camera")
+    fpr: float = in_evaluation(1e-3, "recommend a threshold for this false-accept rate")
+    occlude: tuple[int, ...] = in_evaluation(
+        (0,), "cover this sixth of each query (1 the head, 6 the feet); score several in turn", tuple(range(7))
     )
 
-    ap: str = option("step", "evaluation", "average precision", ("step", "trapezoid"), ("evaluate",))
-    cmc: str = option("market1501", "evaluation", "CMC", ("market1501", "allshots", "cuhk03"), ("evaluate",))
-    metric: str = option("euclidean", "evaluation", "distance", ("euclidean", "cosine"), ("evaluate",))
-    rerank: bool = option(False, "evaluation", "k-reciprocal re-ranking", scripts=("evaluate",))
-    query_expansion: int = option(
-        0, "evaluation", "queries become the mean with their N nearest gallery images", scripts=("evaluate",), minimum=0
+    device: str = in_run("auto", "run on this device (auto: a GPU if there is one)", DEVICES, scripts=ALL)
+    gpus: tuple[int, ...] = in_run(
+        (), "run on these GPU ids, one process per id (default: the first GPU, or the CPU)", scripts=ALL
     )
-    no_cameras: bool = option(False, "evaluation", "nothing is junk", scripts=("evaluate",))
-    camera_pairs: bool = option(False, "evaluation", "a table of camera against camera", scripts=("evaluate",))
-    fpr: float = option(
-        1e-3, "evaluation", "rate of false accepts for the recommended threshold", scripts=("evaluate",), minimum=0
+    exp_dir: str = in_run("./logs", "write runs to EXP_DIR/dataset/name", scripts=BOTH)
+    name: str = in_run("", "name the run (default: the fields that differ from the profile)")
+    resume: str = in_run("", "continue the newest unfinished run of this name, or the given folder")
+    allow_changes: bool = in_run(False, "resume although the configuration differs")
+    steps_per_log: int = in_run(100, "write metrics every N steps", minimum=1)
+    print_freq: int = in_run(10, "refresh the progress line every N steps", minimum=1)
+    pretrained_weights_dir: str = in_run("", "read this weights file", scripts=("evaluate", *INFERENCE, "export"))
+    features: str = in_run(
+        "", "score a features file (.h5, .npz, layumi's .mat) instead of weights", scripts=("evaluate",)
     )
-
-    occlude: tuple[int, ...] = option(
-        (0,), "evaluation", "cover this sixth of each query image, 1 the head, 6 the feet; several one by one",
-        tuple(range(7)), ("evaluate",),
-    )  # fmt: skip
-
-    device: str = option(
-        "auto", "run", "auto: a GPU if there is one", ("auto", "cpu", "cuda", "mps", "xpu"), scripts=BOTH
-    )
-    gpus: tuple[int, ...] = option(
-        (), "run", "GPU ids, one process per id (default: the first GPU, or the CPU)", scripts=BOTH, minimum=0
-    )
-    exp_dir: str = option("./logs", "run", "runs go to exp_dir/dataset/name", scripts=BOTH)
-    name: str = option("", "run", "run name (default: the fields that differ from the profile)")
-    resume: str = option("", "run", "continue the newest unfinished run of this name, or the given folder")
-    allow_changes: bool = option(False, "run", "resume although the configuration differs")
-    steps_per_log: int = option(100, "run", "steps between lines in metrics.jsonl and TensorBoard", minimum=1)
-    print_freq: int = option(10, "run", "steps between refreshes of the progress line", minimum=1)
-    pretrained_weights_dir: str = option(
-        "", "run", "weights file (default: the newest finished run)", scripts=("evaluate",)
-    )
-    features: str = option(
-        "", "run", "score a features file (.h5, .npz, layumi's .mat) instead of weights", scripts=("evaluate",)
-    )
-    report: bool = option(
-        False, "run", "write report.html, a page to look at, beside the result", scripts=("evaluate",)
-    )
-    debug: bool = option(False, "run", "show tracebacks of input errors", scripts=BOTH)
+    report: bool = in_run(False, "write report.html beside the result", scripts=("evaluate",))
+    debug: bool = in_run(False, "show tracebacks of input errors", scripts=BOTH)
 
     def __post_init__(self):
         for f in fields(self):
             check_value(f, getattr(self, f.name))
-        for wrong, message in self.contradictions():
-            if wrong:
-                raise InputError(message)
-
-    def contradictions(self) -> Iterator[tuple[bool, str]]:
-        """(whether it holds, what to say) for settings that do not go together."""
-        size, k, counts = self.batch_size, self.batch_sample, " ".join(map(str, self.stripes))
-        yield (
-            size % k > 0 and self.sampler == "pk",
-            (f"--batch_size {size} is not a multiple of --batch_sample {k}; use --batch_size {-(-size // k) * k}"),
-        )
-        yield size < k, f"--batch_size {size} is less than --batch_sample {k}"
-        bad_name = self.name.startswith(".") or any(c in self.name for c in "/\\\0*?[]")
-        yield bad_name, f"--name {self.name!r} is no folder name; use letters, digits, '-' and '_'"
-        twice = len(set(self.dataset_type)) < len(self.dataset_type)
-        yield twice, f"--dataset_type {' '.join(self.dataset_type)} names a dataset twice"
-        for name in ("erasing_probability", "erasing_area", "smoothing", "momentum"):
-            yield getattr(self, name) > 1, f"--{name} {getattr(self, name)} is more than 1"
-        ghost = self.ghost_batch
-        yield ghost > 0 and size % ghost > 0, f"--ghost_batch {ghost} does not divide --batch_size {size}"
-        yield (
-            self.sampler == "anchor" and self.visits > 0,
-            ("--visits has no meaning with --sampler anchor, where every image is an anchor once"),
-        )
-        yield self.warmup_steps > 0 and self.warmup_epochs > 0, "give --warmup_steps or --warmup_epochs, not both"
-        yield (
-            list(self.decay_schedule) != sorted(self.decay_schedule),
-            (f"--decay_schedule {' '.join(map(str, self.decay_schedule))} is not in increasing order"),
-        )
-        yield self.seed >= 2**63, f"--seed {self.seed} is too large; the largest is 2**63 - 1"
-        yield self.triplet_weight == 0 and self.ce_weight == 0, "--triplet_weight and --ce_weight are both 0: no loss"
-
-        ids = " ".join(map(str, self.gpus))
-        yield self.device == "cpu" and bool(self.gpus), f"--device cpu has no GPUs; leave --gpus {ids} out"
-        least, most = {"rrid": (1, 99), "mgn": (1, 99), "pcb": (1, 1)}.get(self.model, (0, 0))
-        yield len(self.stripes) < least, f"--model {self.model} needs a stripe count, for example --stripes 6"
-        yield len(self.stripes) > most, f"--stripes {counts}: --model {self.model} takes {most or 'none'}"
-        yield len(set(self.stripes)) < len(self.stripes), f"--stripes {counts} names a stripe count twice"
-        owners = {"relation": "rrid", "pooling": "rrid", "contrast": "rrid", "ce_on": "rrid", "neck": "strong_baseline"}
-        defaults = {f.name: f.default for f in fields(self)}
-        for name, owner in owners.items():
-            changed = getattr(self, name) != defaults[name]
-            yield changed and self.model != owner, f"--{name} belongs to --model {owner}, not to {self.model}"
-        yield (
-            self.last_stride != 1 and "baseline" not in self.model,
-            (f"--last_stride {self.last_stride}: --model {self.model} is defined on the map of stride 16"),
-        )
+        for check in (check_batches, check_run, check_training, check_stripes, check_owners):
+            check(self)
 
     @property
     def datasets(self) -> str:
@@ -202,22 +154,23 @@ class Config:
         return "+".join(self.dataset_type)
 
     def to_json(self) -> dict[str, dict[str, Any]]:
-        """{room: {field: value}}, plain values only."""
-        rooms: dict[str, dict[str, Any]] = {}
+        """{section: {field: value}}, plain values only."""
+        sections: dict[str, dict[str, Any]] = {}
         for f in fields(self):
             value = getattr(self, f.name)
-            rooms.setdefault(f.metadata["room"], {})[f.name] = list(value) if isinstance(value, tuple) else value
-        return rooms
+            value = list(value) if isinstance(value, tuple) else value
+            sections.setdefault(f.metadata["section"], {})[f.name] = value
+        return sections
 
     @classmethod
-    def from_json(cls, rooms: dict[str, dict[str, Any]], source: str) -> "Config":
-        """Inverse of to_json. Raises InputError naming `source` for fields or values it does not know."""
-        if not isinstance(rooms, dict) or not all(isinstance(room, dict) for room in rooms.values()):
-            raise InputError(f"{source}: expected a configuration, an object of rooms with their fields")
-        known = {f.name: f for f in fields(cls)}
+    def from_json(cls, sections: dict[str, dict[str, Any]], source: str) -> "Config":
+        """Inverse of to_json. Raises InputError with `source` for unknown fields or unusable values."""
+        if not isinstance(sections, dict) or not all(isinstance(s, dict) for s in sections.values()):
+            raise InputError(f"{source}: expected a configuration, an object of sections with their fields")
+        known = {f.name for f in fields(cls)}
         values: dict[str, Any] = {}
-        for room in rooms.values():
-            for name, value in room.items():
+        for section in sections.values():
+            for name, value in section.items():
                 if name not in known:
                     raise InputError(f"{source}: unknown configuration field {name!r}; made by another version?")
                 values[name] = tuple(value) if isinstance(value, list) else value
@@ -227,40 +180,92 @@ class Config:
             raise InputError(f"{source}: {e}") from e
 
     def for_evaluation(self) -> "Config":
-        """This training's data and model settings, with the defaults in all that only concerned the training."""
-        defaults = {
-            f.name: f.default
-            for f in fields(self)
-            if f.metadata["room"] == "run" or f.name in ("precision", "batch_size", "ghost_batch")
-        }
-        return replace(self, **defaults, batch_sample=1)  # K is the training's
+        """This training's data and model settings; the defaults for what concerned only the training."""
+        reset = {f.name: f.default for f in fields(self) if f.metadata["section"] == "run"}
+        for name in ("precision", "batch_size", "ghost_batch"):
+            reset[name] = getattr(Config, name)
+        return replace(self, **reset, batch_sample=1)  # K belongs to the training
 
     def changes(self, other: "Config") -> dict[str, Any]:
         """Fields that change numbers and differ from `other`, with this configuration's values."""
-        return {
-            f.name: getattr(self, f.name)
-            for f in fields(self)
-            if f.metadata["room"] != "run" and getattr(self, f.name) != getattr(other, f.name)
-        }
+        names = [f.name for f in fields(self) if f.metadata["section"] != "run"]
+        return {name: getattr(self, name) for name in names if getattr(self, name) != getattr(other, name)}
 
 
-def check_value(f, value) -> None:
+def check_value(f: Field, value) -> None:
     """Type, choices and range of one field; errors name the flag as a user types it."""
     flag, choices, minimum = "--" + f.name, f.metadata["choices"], f.metadata["minimum"]
-    items = value if isinstance(value, tuple) and isinstance(f.default, tuple) else (value,)
-    expected = get_args(f.type)[0] if isinstance(f.default, tuple) else f.type
-    if f.type is float:
-        expected = (float, int)
-    for item in items:
-        if not isinstance(item, expected) or (isinstance(item, bool) and f.type is not bool):
-            raise InputError(f"{flag} {item!r} has the wrong type; expected {getattr(f.type, '__name__', f.type)}")
+    many = isinstance(f.default, tuple)
+    kind = get_args(f.type)[0] if many else f.type
+    if many != isinstance(value, tuple):
+        raise InputError(f"{flag} {value!r} has the wrong type; expected {'a list' if many else 'one value'}")
+    for item in value if many else (value,):
+        if type(item) is not kind and not (kind is float and type(item) is int):
+            raise InputError(f"{flag} {item!r} has the wrong type; expected {kind.__name__}")
         if choices and item not in choices:
             known = [str(c) for c in choices]
             raise InputError(f"{flag} {item} is unknown; choose from {', '.join(known)}{closest(item, known)}")
-        if expected in (float, (float, int)) and not math.isfinite(item):
+        if kind is float and not math.isfinite(item):
             raise InputError(f"{flag} {item} is not a finite number")
-        if minimum is not None and not item >= minimum:
+        if kind in (int, float) and item < minimum:
             raise InputError(f"{flag} {item} is too small; the least is {minimum}")
+
+
+def check_batches(c: Config) -> None:
+    size, k, ghost = c.batch_size, c.batch_sample, c.ghost_batch
+    if c.sampler == "pk" and size % k:
+        nearest = -(-size // k) * k
+        raise InputError(f"--batch_size {size} is not a multiple of --batch_sample {k}; use --batch_size {nearest}")
+    if size < k:
+        raise InputError(f"--batch_size {size} is less than --batch_sample {k}")
+    if ghost and size % ghost:
+        raise InputError(f"--ghost_batch {ghost} does not divide --batch_size {size}")
+    if c.sampler == "anchor" and c.visits:
+        raise InputError("--visits cannot be used with --sampler anchor, where every image is an anchor once")
+
+
+def check_run(c: Config) -> None:
+    if c.name.startswith(".") or set(c.name) & set("/\\\0*?[]"):
+        raise InputError(f"--name {c.name!r} is not a folder name; use letters, digits, '-' and '_'")
+    if len(set(c.dataset_type)) < len(c.dataset_type):
+        raise InputError(f"--dataset_type {' '.join(c.dataset_type)} names a dataset twice")
+    if c.device == "cpu" and c.gpus:
+        raise InputError(f"--device cpu has no GPUs; leave --gpus {' '.join(map(str, c.gpus))} out")
+
+
+def check_training(c: Config) -> None:
+    for name in ("erasing_probability", "erasing_area", "smoothing", "momentum"):
+        if getattr(c, name) > 1:
+            raise InputError(f"--{name} {getattr(c, name)} is more than 1")
+    if c.warmup_steps and c.warmup_epochs:
+        raise InputError("give --warmup_steps or --warmup_epochs, not both")
+    if list(c.decay_schedule) != sorted(c.decay_schedule):
+        raise InputError(f"--decay_schedule {' '.join(map(str, c.decay_schedule))} is not in increasing order")
+    if c.seed >= 2**63:
+        raise InputError(f"--seed {c.seed} is too large; the largest is 2**63 - 1")
+    if c.triplet_weight == c.ce_weight == 0:
+        raise InputError("--triplet_weight and --ce_weight are both 0; a training needs a loss")
+
+
+def check_stripes(c: Config) -> None:
+    counts = " ".join(map(str, c.stripes))
+    least, most = {"rrid": (1, 99), "mgn": (1, 99), "pcb": (1, 1)}.get(c.model, (0, 0))
+    if len(c.stripes) < least:
+        raise InputError(f"--model {c.model} needs a stripe count, for example --stripes 6")
+    if len(c.stripes) > most:
+        raise InputError(f"--stripes {counts}: --model {c.model} takes {most or 'none'}")
+    if len(set(c.stripes)) < len(c.stripes):
+        raise InputError(f"--stripes {counts} names a stripe count twice")
+
+
+def check_owners(c: Config) -> None:
+    """Refuses options of another method than the chosen one."""
+    owners = {"relation": "rrid", "pooling": "rrid", "contrast": "rrid", "ce_on": "rrid", "neck": "strong_baseline"}
+    for name, owner in owners.items():
+        if c.model != owner and getattr(c, name) != getattr(Config, name):
+            raise InputError(f"--{name} belongs to --model {owner}, not to {c.model}")
+    if c.last_stride != 1 and "baseline" not in c.model:
+        raise InputError(f"--last_stride {c.last_stride}: --model {c.model} is defined on the map of stride 16")
 
 
 def closest(word: str, known: Sequence[str]) -> str:

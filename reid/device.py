@@ -10,13 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
+from reid.config import DEVICES, PRECISIONS
 from reid.errors import InputError
 from reid.processes import world
 
 logger = logging.getLogger(__name__)
-
-DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")  # values of --device
-PRECISIONS = ("fp32", "tf32", "bf16")  # a resolved precision
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 

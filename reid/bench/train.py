@@ -11,7 +11,7 @@ from reid.bench.measure import side_by_side, table
 from reid.bench.plain import PlainHeads, PlainRRID, plain_loss
 from reid.config import BACKBONES, Config
 from reid.data.transforms import augment, draw_augmentation, normalise
-from reid.device import DEVICES, Hardware, autocast, find_hardware, set_up
+from reid.device import Hardware, autocast, find_hardware, set_up
 from reid.losses import batch_hard_triplet, identity_loss, objective
 from reid.models import build_model
 from reid.models.backbone import build_backbone

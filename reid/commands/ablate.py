@@ -90,7 +90,7 @@ def main(arguments) -> int:
 def parse_vary(text: str) -> tuple[str, list[Any]]:
     """'stripes=6,4 2' -> ('stripes', [(6,), (4, 2)]). Raises InputError."""
     name, _, values = text.partition("=")
-    known = {f.name: f for f in fields(Config) if f.metadata["room"] != "run" or f.name == "profile"}
+    known = {f.name: f for f in fields(Config) if f.metadata["section"] != "run" or f.name == "profile"}
     known = {k: f for k, f in known.items() if "train" in f.metadata["scripts"]}
     if name not in known or not all(value.strip() for value in values.split(",")):
         near = "" if name in known else closest(name, [*known])

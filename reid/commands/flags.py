@@ -1,11 +1,13 @@
 """The command line, made from the configuration's fields."""
 
 import argparse
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Iterator
+from dataclasses import Field, fields
 from typing import Any, get_args
 
 from reid.config import Config, closest
+
+AS_TRAINED = ("h", "w", "split")  # evaluate takes them from the weights
 
 
 class Parser(argparse.ArgumentParser):
@@ -15,46 +17,78 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **kwargs)
 
     def error(self, message):
-        """Without the usage, which would bury the message under a page of flags."""
+        """Without the usage, which would hide the message below a page of flags."""
         self.exit(2, f"{self.prog}: error: {message}\n")
 
     def parse_args(self, args=None, namespace=None):
         namespace, rest = self.parse_known_args(args, namespace)
         if rest:
-            parsers = [self, *(p for a in self._actions if isinstance(a.choices, dict) for p in a.choices.values())]
-            flags = [s for parser in parsers for action in parser._actions for s in action.option_strings]
-            self.error(f"unknown argument {rest[0]!r}{closest(rest[0].split('=')[0], flags)}; --help lists all")
+            near = closest(rest[0].split("=")[0], list(all_flags(self)))
+            self.error(f"unknown argument {rest[0]!r}{near}; --help lists all")
         return namespace
 
 
-def add_flags(parser: argparse.ArgumentParser, script: str) -> None:
-    """The configuration's flags of one script ('train' or 'evaluate'), grouped by room."""
+def all_flags(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """The flags of a parser and of its subcommands."""
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                yield from all_flags(child)
+
+
+def add_flags(parser: argparse.ArgumentParser, script: str, needs_weights: bool = False) -> None:
+    """The configuration's flags of one command, grouped by section. Flags that are not typed stay out of the result."""
     groups: dict[str, Any] = {}
     for f in fields(Config):
         if script not in f.metadata["scripts"]:
             continue
-        room = groups.setdefault(f.metadata["room"], parser.add_argument_group(f.metadata["room"]))
-        many = isinstance(f.default, tuple)
-        default = " ".join(map(str, f.default)) if many else f.default
-        choices = f.metadata["choices"]
-        text = f.metadata["help"] + (f"; one of {', '.join(map(str, choices))}" if choices else "")
-        weights_say = script == "evaluate" and f.name in ("h", "w", "split")
-        default = "as the weights were trained" if weights_say else default
-        text += "" if default in ("", False) else f" (default {default})"
-        names = ["--" + f.name] + (["--weights"] if f.name == "pretrained_weights_dir" else [])
-        common = {"help": text, "default": argparse.SUPPRESS}  # what was not typed stays away
-        if f.type is bool:
-            room.add_argument(*names, action="store_true", **common)
-        elif f.name == "resume":
-            room.add_argument(*names, nargs="?", const="newest", metavar="RUN", **common)
-        else:
-            kind: Callable = get_args(f.type)[0] if many else type(f.default)
-            metavar = kind.__name__.upper()
-            room.add_argument(*names, type=kind, nargs="+" if many else None, metavar=metavar, **common)
+        section = f.metadata["section"]
+        if section not in groups:
+            groups[section] = parser.add_argument_group(section)
+        names = ["--" + f.name]
+        if f.name == "pretrained_weights_dir":
+            names.append("--weights")
+        required = needs_weights and "--weights" in names
+        kind = settings_of(f) | {"required": required, "default": argparse.SUPPRESS}
+        groups[section].add_argument(*names, help=help_of(f, script), **kind)
         if f.name == "train_set":
             for flag, value in (("--combine_trainval", "trainval"), ("--no-combine_trainval", "train")):
-                common["help"] = f"the same as --train_set {value}"
-                room.add_argument(flag, dest="train_set", action="store_const", const=value, **common)
+                same = {"dest": f.name, "const": value, "default": argparse.SUPPRESS}
+                groups[section].add_argument(flag, action="store_const", help=f"same as --train_set {value}", **same)
+
+
+def settings_of(f: Field) -> dict[str, Any]:
+    """How argparse reads a field's flag."""
+    if f.type is bool:
+        return {"action": "store_true"}
+    if f.name == "resume":
+        return {"nargs": "?", "const": "newest", "metavar": "RUN"}
+    many = isinstance(f.default, tuple)
+    kind = get_args(f.type)[0] if many else f.type
+    return {"type": kind, "nargs": "+" if many else None, "metavar": kind.__name__.upper()}
+
+
+def help_of(f: Field, script: str) -> str:
+    """A field's help text, its choices and its default."""
+    text = f.metadata["help"]
+    if choices := f.metadata["choices"]:
+        text += f"; one of {', '.join(map(str, choices))}"
+    default = " ".join(map(str, f.default)) if isinstance(f.default, tuple) else str(f.default)
+    if script == "evaluate" and f.name in AS_TRAINED:
+        default = "as the weights were trained"
+    elif script == "evaluate" and f.name == "pretrained_weights_dir":
+        default = "the newest finished run"
+    return text if default in ("", "False") else f"{text} (default {default})"
+
+
+def add_images_flags(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """The flags of commands that describe images."""
+    parser.add_argument(
+        "--images", required=required, nargs="+", help="read folders, patterns, lists (.txt) or image files"
+    )
+    parser.add_argument("--skip_bad", action="store_true", help="leave out images that cannot be read, and list them")
+    parser.add_argument("--no_flip", action="store_true", help="leave the mirror images out")
 
 
 def given_flags(namespace: argparse.Namespace) -> dict[str, Any]:
@@ -65,7 +99,7 @@ def given_flags(namespace: argparse.Namespace) -> dict[str, Any]:
 
 def to_flags(config: Config, base: Config) -> list[str]:
     """The training flags that make `config` out of `base`, as they are typed."""
-    argv = []
+    argv: list[str] = []
     for f in fields(Config):
         value = getattr(config, f.name)
         if "train" in f.metadata["scripts"] and value != getattr(base, f.name):

@@ -1,17 +1,20 @@
-"""From files to batches of uint8 pixels on the device: decoded and resized once and kept, or as they are needed.
+"""From files to batches of uint8 pixels on the device: decoded and resized once and kept, or when they are needed.
 
-Decoding runs in threads: Pillow works outside Python's lock, so nothing is copied between processes, and an
-unreadable image raises here, with its name.
+Decoding runs in threads: Pillow works outside Python's lock, so nothing is copied between processes. An image that
+cannot be read raises InputError with its name.
 """
 
+import io
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import psutil
 import torch
 from PIL import Image as PILImage
+from PIL import UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -20,50 +23,98 @@ from reid.device import Hardware
 from reid.errors import InputError, MissingInput
 
 MAX_PIXELS = 64_000_000  # a person crop is far smaller; a larger header is damage or a decompression bomb
+AHEAD = 128  # images that are decoded before they are needed
 
 
 def unusable(image: PILImage.Image) -> str:
-    """Why an image, not yet decoded, is none to train or search with; "" when it is one."""
+    """Why an opened image cannot be used, or ""."""
     if image.width * image.height > MAX_PIXELS:
         return f"has {image.width} x {image.height} pixels, too many for an image of a person"
     if image.mode[0] in "IF":
-        return (f"has more than 8 bits a channel (mode {image.mode}), and how bright its white is nobody knows; "
-                "convert it to 8 bits")  # fmt: skip
+        return f"has more than 8 bits per channel (mode {image.mode}) and an unknown range; convert it to 8 bits"
     return ""
 
 
 def decode(path: str, height: int, width: int) -> np.ndarray:
-    """RGB pixels (height, width, 3) uint8, resized by Pillow's bilinear filter (with antialias).
+    """RGB pixels (height, width, 3) uint8 of a file, resized by Pillow's bilinear filter (with antialias).
 
-    Raises MissingInput, or InputError when the file is no image, damaged, larger than MAX_PIXELS, of more than 8 bits
-    a channel, or named in bytes that are no text.
+    Raises MissingInput, or InputError when the file is not an image, is damaged, has more than MAX_PIXELS pixels or
+    more than 8 bits per channel, or when its name is not text.
     """
+    return pixels_of(read(path), path, height, width)
+
+
+def read(path: str) -> bytes:
+    """The content of an image file. Raises MissingInput, InputError."""
     try:
         path.encode()
-        with PILImage.open(path) as image:
-            if wrong := unusable(image):
-                raise InputError(f"{path} {wrong}")
-            return np.asarray(image.convert("RGB").resize((width, height), PILImage.Resampling.BILINEAR))
-    except InputError:
-        raise
+        return Path(path).read_bytes()
     except UnicodeEncodeError as e:
-        raise InputError(f"image {path!r}: its name is no UTF-8 text; rename it") from e
+        raise InputError(f"image {path!r}: its name is not UTF-8 text; rename it") from e
     except FileNotFoundError as e:
         raise MissingInput(f"image {path} is not there; was it moved after the dataset was prepared?") from e
+    except (OSError, ValueError, MemoryError) as e:
+        raise InputError(f"{path} cannot be read: {e}") from e
+
+
+def pixels_of(content: bytes, path: str, height: int, width: int) -> np.ndarray:
+    """`decode` of a file's content; `path` is for messages."""
+    try:
+        with PILImage.open(io.BytesIO(content)) as image:
+            if wrong := unusable(image):
+                raise InputError(f"{path} {wrong}")
+            return resized(image.convert("RGB"), height, width)
+    except InputError:
+        raise
+    except UnidentifiedImageError as e:
+        raise InputError(f"{path} is not an image that Pillow can read; replace it, or take it out of the lists") from e
     except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and others for bad files
         raise InputError(f"{path} cannot be read as an image: {e}; replace it, or take it out of the lists") from e
 
 
-def free_memory() -> int:
-    """Bytes of main memory that are available."""
-    return psutil.virtual_memory().available
+def resized(image: PILImage.Image, height: int, width: int) -> np.ndarray:
+    return np.asarray(image.resize((width, height), PILImage.Resampling.BILINEAR))
+
+
+def in_threads(work: Callable, items: Iterable, num_workers: int) -> Iterator:
+    """work(item) of each item, in order; num_workers threads work AHEAD, or this one when it is 0."""
+    if not num_workers:
+        yield from map(work, items)
+        return
+    waiting: deque[Future] = deque()
+    pool = ThreadPoolExecutor(num_workers, "decode")
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) >= AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def choose_cache(cache: str, count: int, size: tuple[int, int], device: torch.device) -> str:
+    """none, ram or gpu, for `count` images of one size.
+
+    auto: gpu where `device` is CUDA and half of its free memory takes twice the pixels, else ram where free memory
+    takes them twice, else none.
+    """
+    need = 2 * count * 3 * size[0] * size[1]
+    on_gpu = device.type == "cuda"
+    if cache == "gpu" and not on_gpu:
+        raise InputError("--cache gpu needs a CUDA device; use --cache ram")
+    if cache != "auto":
+        return cache
+    if on_gpu and need < torch.cuda.mem_get_info(device)[0] / 2:
+        return "gpu"
+    return "ram" if need < psutil.virtual_memory().available else "none"
 
 
 class ImageStore:
     """The pixels of a list of images at one size.
 
-    cache: none (decoded when needed), ram, gpu (on `device`), or auto: gpu where `device` is CUDA and its
-    memory takes it twice, else ram where memory takes it twice, else none. All give the same pixels.
+    cache: none (decoded when needed), ram, gpu (on `device`), or auto (choose_cache). All give the same pixels.
     """
 
     def __init__(
@@ -74,26 +125,19 @@ class ImageStore:
         self.num_workers = num_workers
         self.device = torch.device(device)
         self.pixels: Tensor | None = None
-        cache = self.choose(cache)
+        cache = choose_cache(cache, len(images), self.size, self.device)
         if cache != "none":
             kept = np.empty((len(images), h, w, 3), np.uint8)
             rows = tqdm(self.decoded(range(len(images))), "decoding", len(images), unit=" images", disable=None)
             for row, pixels in enumerate(rows):
                 kept[row] = pixels
-            self.pixels = torch.from_numpy(kept)
-            if cache == "gpu":
-                self.pixels = self.pixels.to(self.device)
+            self.keep(kept, cache)
 
-    def choose(self, cache: str) -> str:
-        need = 2 * len(self.paths) * 3 * self.size[0] * self.size[1]
-        on_gpu = self.device.type == "cuda"
-        if cache == "gpu" and not on_gpu:
-            raise InputError("--cache gpu needs a CUDA device; use --cache ram")
-        if cache != "auto":
-            return cache
-        if on_gpu and need < torch.cuda.mem_get_info(self.device)[0] / 2:
-            return "gpu"
-        return "ram" if need < free_memory() else "none"
+    def keep(self, pixels: np.ndarray, cache: str) -> None:
+        """Takes the decoded pixels (M, h, w, 3) of all images."""
+        self.pixels = torch.from_numpy(pixels)
+        if cache == "gpu":
+            self.pixels = self.pixels.to(self.device)
 
     def batches(self, indices: Iterable[Sequence[int]]) -> Iterator[Tensor]:
         """uint8 (n, 3, h, w) on the device, channels last, for each sequence of n indices."""
@@ -110,21 +154,8 @@ class ImageStore:
             yield self.to_device(torch.from_numpy(batch))
 
     def decoded(self, indices: Iterable[int]) -> Iterator[np.ndarray]:
-        """(h, w, 3) for each index, in order, num_workers threads working two batches ahead."""
-        if not self.num_workers:
-            yield from (decode(self.paths[i], *self.size) for i in indices)
-            return
-        waiting: deque[Future] = deque()
-        pool = ThreadPoolExecutor(self.num_workers, "decode")
-        try:
-            for i in indices:
-                waiting.append(pool.submit(decode, self.paths[i], *self.size))
-                if len(waiting) >= 128:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        """(h, w, 3) for each index, in order."""
+        return in_threads(lambda i: decode(self.paths[i], *self.size), indices, self.num_workers)
 
     def to_device(self, batch: Tensor) -> Tensor:
         batch = batch.permute(0, 3, 1, 2)
