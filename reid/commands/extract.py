@@ -4,79 +4,90 @@ from pathlib import Path
 
 import numpy as np
 
-from reid.data.images import find_images, readable
-from reid.data.loader import ImageStore, in_order
-from reid.data.records import Image
-from reid.device import DEVICES, find_hardware, set_up
+from reid.commands.flags import add_flags, add_images_flags, given_flags
+from reid.config import Config
+from reid.data.images import ReadImages, find_images, read_images
+from reid.data.loader import in_order
+from reid.device import find_hardware, set_up
 from reid.errors import InputError
 from reid.evaluation.features import common_folder
 from reid.evaluation.store import is_features, read_h5
 from reid.files import atomic_file, writing
-from reid.inference.describe import content_of, extract_file
-from reid.inference.extractor import PRECISIONS, Extractor
-
-
-def add_extractor_flags(parser) -> None:
-    parser.add_argument("--precision", choices=("auto", *PRECISIONS), default="auto",
-                        help="of the backbone; auto: bf16 on CUDA, fp32 on the CPU (default auto)")  # fmt: skip
-    parser.add_argument("--compile", action="store_true", help="torch.compile the backbone first")
-    parser.add_argument("--no_flip", action="store_true", help="leave the mirror image out")
-    parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="default 32")
-    parser.add_argument("--num_workers", type=int, default=4, metavar="N", help="decoding threads (default 4)")
-    parser.add_argument("--gpus", type=int, nargs=1, default=[], help="GPU id (default: the first GPU, or the CPU)")
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="default auto: a GPU if there is one")
-
-
-def add_images_flags(parser, required: bool) -> None:
-    parser.add_argument("--weights", required=required, help="weights.pth or .safetensors")
-    parser.add_argument("--images", required=required, nargs="+",
-                        help="folders, patterns, lists (.txt) or image files")  # fmt: skip
-    parser.add_argument("--skip_bad", action="store_true", help="list unreadable images, go on without")
-    add_extractor_flags(parser)
-
-
-def make_extractor(weights: str | Path, a) -> Extractor:
-    """By the flags of add_extractor_flags."""
-    if a.batch_size < 1 or a.num_workers < 0 or min(a.gpus, default=0) < 0:
-        raise InputError("--batch_size must be at least 1, --num_workers and --gpus at least 0")
-    hardware = find_hardware(a.device, tuple(a.gpus))
-    precision = set_up(hardware, a.precision)
-    return Extractor(weights, hardware.device, precision, a.compile, not a.no_flip, a.batch_size, a.num_workers)
-
-
-def extract_to(path: Path, extractor: Extractor, images: list[Image]) -> None:
-    """A features.h5 whose images are all gallery; goes on where an earlier call of the same images was stopped."""
-    store = ImageStore(images, *extractor.size, extractor.num_workers, device=extractor.device)
-    extract_file(
-        path, extractor.model, lambda start: store.batches(in_order(len(images), extractor.batch_size, start)), [],
-        images, extractor.device, extractor.sha256, "", extractor.flip,
-        extractor.precision, size=f"{extractor.size[0]}x{extractor.size[1]}", content=content_of(images),
-        folder=common_folder([image.path for image in images]),
-    )  # fmt: skip
+from reid.inference.describe import extract_file
+from reid.inference.extractor import Extractor
 
 
 def add_arguments(parser) -> None:
-    add_images_flags(parser, required=True)
-    parser.add_argument("--out", required=True, help="features .h5, or .npz (features, names, pids, camids)")
+    add_flags(parser, "extract", needs_weights=True)
+    add_images_flags(parser)
+    parser.add_argument("--out", required=True, help="write .h5, or .npz with features, names, pids and camids")
 
 
 def main(arguments) -> int:
-    a, out = arguments, Path(arguments.out)
+    out = Path(arguments.out)
     if out.suffix not in (".h5", ".npz") or out.is_dir():
         raise InputError(f"--out {out}: expected a file's name that ends in .h5 or .npz")
     if out.suffix == ".h5" and out.exists() and not is_features(out):
-        raise InputError(f"--out {out}: a file that is no features file is there, and stays; give another name")
-    images = find_images(a.images)
-    extractor = make_extractor(a.weights, a)
-    images = readable(images, extractor.size, a.num_workers, a.skip_bad)
-    work = out if out.suffix == ".h5" else out.with_name(f".{out.name}.h5")  # rows of an .npz cannot come one by one
+        raise InputError(f"--out {out}: this file is not a features file and is kept; give another name")
+    images = find_images(arguments.images)
+    extractor = open_extractor(arguments)
+    found = read_images(images, extractor.size, extractor.num_workers, extractor.device, arguments.skip_bad)
     with writing(out):
-        extract_to(work, extractor, images)
-        if work != out:
-            sides, attrs = read_h5(work)
-            features, pids, camids, names = sides["gallery"]
-            with atomic_file(out) as temporary, open(temporary, "wb") as f:
-                np.savez(f, features=features, pids=pids, camids=camids, names=np.array(names), **attrs)
-            work.unlink()
-    print(f"{len(images)} descriptors in {out}")
+        if out.suffix == ".h5":
+            extract_to(out, extractor, found)
+        else:
+            extract_npz(out, extractor, found)
+    print(f"{len(found.images)} descriptors in {out}")
     return 0
+
+
+def open_extractor(arguments) -> Extractor:
+    """The Extractor of the typed flags, ready on its device."""
+    config = Config(batch_sample=1, **given_flags(arguments))  # K belongs to trainings
+    if len(config.gpus) > 1:
+        raise InputError(f"--gpus {' '.join(map(str, config.gpus))}: this command uses one GPU; give one id")
+    hardware = find_hardware(config.device, config.gpus)
+    precision = set_up(hardware, config.precision)
+    return Extractor(
+        config.pretrained_weights_dir,
+        hardware.device,
+        precision=precision,
+        compile=config.compile,
+        flip=not arguments.no_flip,
+        batch_size=config.batch_size,
+        num_workers=config.num_workers,
+    )
+
+
+def extract_to(path: Path, extractor: Extractor, found: ReadImages) -> None:
+    """A features.h5 whose images are all gallery. Continues an earlier call of the same images that was stopped."""
+
+    def load(start: int):
+        return found.store.batches(in_order(len(found.images), extractor.batch_size, start))
+
+    extract_file(
+        path,
+        extractor.model,
+        load,
+        [],
+        found.images,
+        extractor.device,
+        extractor.sha256,
+        "",
+        extractor.flip,
+        extractor.precision,
+        size="{}x{}".format(*extractor.size),
+        content=found.content,
+        folder=common_folder([image.path for image in found.images]),
+    )
+
+
+def extract_npz(path: Path, extractor: Extractor, found: ReadImages) -> None:
+    """The same as .npz, by way of a features.h5: rows cannot be added to an .npz one by one."""
+    work = path.with_name(f".{path.name}.h5")
+    extract_to(work, extractor, found)
+    sides, attrs = read_h5(work)
+    features, pids, camids, names = sides["gallery"]
+    with atomic_file(path) as temporary, open(temporary, "wb") as f:
+        np.savez(f, features=features, pids=pids, camids=camids, names=np.array(names), **attrs)
+    work.unlink()

@@ -1,4 +1,7 @@
-"""A model changed for inference only: batch norms folded, channels last, reduced precision."""
+"""A model changed for inference only: folded batch norms, channels last, reduced precision."""
+
+import copy
+import logging
 
 import torch
 from torch import Tensor, nn
@@ -7,10 +10,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from reid.models.layers import SlotLayer
 
+logger = logging.getLogger(__name__)
+
+TOLERANCE = 1e-3  # of the largest output; rounding is far below, a wrong fold far above
+
 
 def prepare(model: nn.Module, size: tuple[int, int], precision: str = "fp32", compile: bool = False) -> nn.Module:
-    """The model, on the CPU, changed for inference only: batch norms folded, channels last, convolutions in
-    `precision`."""
+    """The model, on the CPU, with folded batch norms, channels last, and convolutions in `precision`."""
     model = fold(model.eval(), size).to(memory_format=torch.channels_last)
     base = getattr(model, "base", None)
     if precision == "bf16" and base is not None:  # once, instead of in every forward; heads stay float32
@@ -26,14 +32,36 @@ def prepare(model: nn.Module, size: tuple[int, int], precision: str = "fp32", co
 
 
 def fold(model: nn.Module, size: tuple[int, int]) -> nn.Module:
-    """The model, on the CPU, with each batch norm folded into the convolution or SlotLayer that feeds it; in eval mode
-    the outputs are equal but for rounding.
+    """A copy of the model, on the CPU, with each batch norm folded into the convolution or SlotLayer before it.
 
-    What feeds what is seen by running it on one image of noise: a batch norm's input is the very tensor that a
-    convolution gave. Those used more than once are left; the outputs are compared afterwards.
+    In eval mode the outputs are equal except for rounding. This is checked on one image of noise; if they differ, a
+    warning is logged and the model is returned as it is.
     """
-    names = {module: name for name, module in model.named_modules()}
-    made: dict[int, nn.Module] = {}  # id of a tensor -> the convolution that gave it
+    noise = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    folded = copy.deepcopy(model)
+    for convolution, norm in foldable(folded, noise):
+        fused = fuse_conv_bn_eval(folded.get_submodule(convolution), folded.get_submodule(norm))
+        folded.set_submodule(convolution, fused)
+        folded.set_submodule(norm, nn.Identity())
+    for layer in folded.modules():
+        if isinstance(layer, SlotLayer):
+            fold_slots(layer)
+    with torch.inference_mode():
+        expected = model(noise)
+        change = (folded(noise) - expected).abs().max()
+    if change > TOLERANCE * expected.abs().max():
+        logger.warning("batch norms cannot be folded into this model; it runs as it is, and slower")
+        folded = model
+    return folded.requires_grad_(False)
+
+
+def foldable(model: nn.Module, noise: Tensor) -> list[tuple[str, str]]:
+    """Names of the convolutions and batch norms that can be folded.
+
+    The model runs once with hooks: a pair matches when the input of the batch norm is the very tensor that the
+    convolution returned. Modules that are called more than once are left out.
+    """
+    made: dict[int, nn.Module] = {}  # id of a tensor -> the convolution that returned it
     kept: list[Tensor] = []  # so that no id is used twice
     calls: list[nn.Module] = []
     pairs: list[tuple[nn.Module, nn.Module]] = []
@@ -46,29 +74,21 @@ def fold(model: nn.Module, size: tuple[int, int]) -> nn.Module:
         elif id(inputs[0]) in made:
             pairs.append((made[id(inputs[0])], module))
 
-    seen = [m for m in names if isinstance(m, (nn.Conv2d, _BatchNorm))]
-    hooks = [m.register_forward_hook(note) for m in seen]
-    noise = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    names = {module: name for name, module in model.named_modules()}
+    hooks = [m.register_forward_hook(note) for m in names if isinstance(m, (nn.Conv2d, _BatchNorm))]
     with torch.inference_mode():
-        before = model(noise)
+        model(noise)
     for hook in hooks:
         hook.remove()
+    return [(names[c], names[n]) for c, n in pairs if calls.count(c) == calls.count(n) == 1]
 
-    def replace(module: nn.Module, by: nn.Module) -> None:
-        parent, _, name = names[module].rpartition(".")
-        setattr(model.get_submodule(parent), name, by)
 
-    for convolution, norm in pairs:
-        if calls.count(convolution) == calls.count(norm) == 1:
-            replace(convolution, fuse_conv_bn_eval(convolution, norm))
-            replace(norm, nn.Identity())
-    for layer in [m for m in names if isinstance(m, SlotLayer)]:
-        scale = layer.norm.weight * (layer.norm.running_var + layer.norm.eps).rsqrt()
-        shift = layer.norm.bias - layer.norm.running_mean * scale
-        layer.weight.data *= scale.view_as(layer.bias)[:, :, None]
-        layer.bias.data = layer.bias.data * scale.view_as(layer.bias) + shift.view_as(layer.bias)
-        layer.norm = nn.Identity()
-    with torch.inference_mode():
-        change = (model(noise) - before).abs().max()
-    assert not change > 1e-3 * before.abs().max(), "a convolution's output goes elsewhere than into its batch norm"
-    return model.requires_grad_(False)
+def fold_slots(layer: SlotLayer) -> None:
+    """Folds a SlotLayer's batch norm into its weight and bias."""
+    norm = layer.norm
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    shift = norm.bias - norm.running_mean * scale
+    scale, shift = scale.view_as(layer.bias), shift.view_as(layer.bias)
+    layer.weight.data *= scale[:, :, None]
+    layer.bias.data = layer.bias.data * scale + shift
+    layer.norm = nn.Identity()
