@@ -15,7 +15,7 @@ from reid.config import Config
 from reid.errors import InputError
 from reid.models import build_model
 from reid.models.backbone import build_backbone, load_pretrained
-from reid.models.legacy import read_foreign
+from reid.models.pickles import read_foreign
 from reid.models.published import published_names
 from reid.models.rrid import RRID
 from reid.models.weights import read_weights

@@ -24,7 +24,7 @@ from conftest import ROOT, run_import
 from torch import nn
 
 from reid.errors import InputError, MissingInput
-from reid.models.legacy import MAGIC, PROTOCOL, read_foreign
+from reid.models.pickles import MAGIC, PROTOCOL, read_foreign
 
 SYSTEM = {"protocol_version": PROTOCOL, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
 
