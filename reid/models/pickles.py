@@ -23,12 +23,12 @@ from torch import Tensor
 
 from reid.errors import InputError, MissingInput
 
-# Why this is safe. A pickle is a program, but it gets objects only from `find_class` and `persistent_load`, and these
-# return nothing but objects of this module: each name in the file becomes a new subclass of Stub, which is empty or
-# makes a Cut, a Table or a plain value from checked arguments. No name is imported or looked up. On such objects
-# pickle calls `__setstate__`, `extend` and `__setitem__`, which every class here defines or lacks; attributes are
-# never set otherwise. The third way to an object, the extension registry, is refused before loading, and so are
-# pickles that would fill the memory. A file that only wastes time can be stopped with Ctrl-C.
+# Why this is safe. A pickle is a program, but it gets classes and functions only from `find_class`, which imports
+# nothing: each name becomes a new subclass of Stub, which stays empty or makes a Table, a Cut or a plain value from
+# checked arguments. All classes here define `__setstate__`, so pickle sets no attributes itself; it can only call the
+# class, `__setstate__`, `extend` and `__setitem__`. The other sources of objects are `persistent_load`, which returns
+# a Storage, and the extension registry, which is refused before loading together with pickles that are too large.
+# A file that only wastes time is stopped with Ctrl-C.
 
 DTYPES = {
     "FloatStorage": torch.float32,
@@ -61,18 +61,13 @@ MAX_CLASSES, MAX_TENSORS, MAX_NAME = 10_000, 100_000, 500
 
 
 class Stub:
-    """A class or function of the file; an object of it keeps its attributes if they are a dict.
+    """A class or function named in the file. An object of it keeps its attributes and drops its items.
 
-    pickle makes objects without `__init__` (NEWOBJ); with it, the file calls the name (REDUCE, INST, OBJ).
+    pickle makes objects without `__init__` (NEWOBJ), so `__init__` means a call (REDUCE, INST, OBJ).
     """
 
     kind: str
-    state: dict[Any, Any]
-
-    def __new__(cls, *_: Any, **__: Any) -> Any:
-        stub = object.__new__(cls)
-        stub.state = {}
-        return stub
+    state: dict[Any, Any] | None = None
 
     def __init__(self, *_: Any, **__: Any) -> None:
         if not INERT.fullmatch(self.kind):
@@ -80,17 +75,15 @@ class Stub:
 
     def __setstate__(self, state: Any) -> None:
         parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)  # the second: __slots__
-        self.state = next((part for part in parts if isinstance(part, dict)), self.state)
+        self.state = next((part for part in parts if isinstance(part, dict)), None)
 
-    def extend(self, items: list[Any]) -> None:
-        """Items of a subclass of list are dropped."""
+    def extend(self, items: list[Any]) -> None: ...
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        """Items of a subclass of dict are dropped."""
+    def __setitem__(self, key: Any, value: Any) -> None: ...
 
 
 class Known:
-    """Attributes in the file (BUILD) are dropped, as `_metadata` of state dicts."""
+    """Drops its attributes, for instance `_metadata` of state dicts."""
 
     def __setstate__(self, state: Any) -> None: ...
 
@@ -113,28 +106,28 @@ class Cut(Known):
     """A tensor: which numbers of a storage it has."""
 
     storage: Storage
-    offset: int
+    start: int
     size: tuple[int, ...]
     stride: tuple[int, ...]
 
 
-def rebuild_tensor(_: type, storage: Any, offset: Any, size: Any, stride: Any, *__: Any) -> Cut:
+def rebuild_tensor(cls: type, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Cut:
     """Raises ValueError for an impossible shape; `tensor` checks that the shape fits into the storage."""
     if not isinstance(storage, Storage) or type(size) is not tuple or type(stride) is not tuple:
         raise ValueError("a tensor without a storage or a shape")
     numbers = (storage.start, offset, *size, *stride)
     if not all(type(n) is int and 0 <= n < 2**48 for n in numbers) or not len(size) == len(stride) <= 64:
         raise ValueError("a tensor of impossible shape")
-    return Cut(storage, offset, size, stride)
+    return Cut(storage, storage.start + offset, size, stride)
 
 
-def rebuild_subclass(_: type, function: Any, __: Any, arguments: Any, *___: Any) -> Any:
+def rebuild_subclass(cls: type, function: Any, kind: Any, arguments: Any, *_: Any) -> Any:
     if not is_stub(function) or type(arguments) is not tuple:
         raise ValueError("a tensor subclass without a function")
     return function(*arguments)
 
 
-def rebuild_table(_: type, content: Any = None, *__: Any) -> dict:
+def rebuild_table(cls: type, content: Any = None, *_: Any) -> dict:
     """Pairs (Python 2) move over: one list named a million times must not become a million tables."""
     if isinstance(content, dict):
         return content
@@ -144,7 +137,7 @@ def rebuild_table(_: type, content: Any = None, *__: Any) -> dict:
     return table
 
 
-def first(_: type, value: Any, *__: Any) -> Any:
+def first(cls: type, value: Any, *_: Any) -> Any:
     return value
 
 
@@ -188,15 +181,13 @@ class Reader(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Any:
         """A storage, or a class with its source text, which is dropped."""
-        if type(pid) is not tuple or pid[0] != "storage":
-            if type(pid) is tuple and pid[0] == "module":
-                return pid[1]
-            raise ValueError("a reference that torch does not write")
-        _, kind, key, _, _, *view = pid
+        if type(pid) is tuple and pid[0] == "module":
+            return pid[1]
+        tag, kind, key, _, _, *view = pid
         name = kind.kind if is_stub(kind) else "unknown"
         dtype = DTYPES.get(name.rpartition(".")[2])
-        if dtype is None or type(key) is not str:
-            raise ValueError(f"a storage of type {name} or without a key")
+        if tag != "storage" or dtype is None or type(key) is not str:
+            raise ValueError(f"not a storage, a storage of type {name}, or one without a key")
         self.sizes[key] = dtype.itemsize
         return Storage(key, dtype, view[0][1] if view and view[0] else 0)
 
@@ -209,7 +200,7 @@ def unpickle(file: Any) -> tuple[Any, dict[str, int]]:
         name = opcode.name
         tuples += name.startswith("TUPLE")
         large = step == MAX_STEPS or tuples > MAX_TUPLES or position - start > MAX_BYTES
-        if large or name in REFUSED or (name.endswith("PUT") and value > MAX_STEPS):  # pickle's memo is a list
+        if large or name in REFUSED or (name.endswith("PUT") and (value or 0) > MAX_STEPS):  # pickle's memo is a list
             raise ValueError(f"opcode {name} at step {step}, too much for a file of weights")
     length = file.tell() - start
     file.seek(start)
@@ -291,15 +282,15 @@ def open_sequence(file: Any, total: int) -> tuple[Any, Callable[[str], bytearray
 
 def tensor(cut: Cut, fetch: Callable[[str], bytearray]) -> Tensor:
     """A copy of the tensor's numbers. Raises ValueError where they are not inside the storage."""
-    count, start = math.prod(cut.size), cut.storage.start + cut.offset
+    count = math.prod(cut.size)
     if not count:
         return torch.empty(cut.size, dtype=cut.storage.dtype)
     data = fetch(cut.storage.key)
-    last = start + sum((n - 1) * s for n, s in zip(cut.size, cut.stride))
+    last = cut.start + sum((n - 1) * s for n, s in zip(cut.size, cut.stride))
     if max(last + 1, count) * cut.storage.dtype.itemsize > len(data):
         raise ValueError("a tensor that ends after its storage")
     flat = torch.frombuffer(data, dtype=cut.storage.dtype)
-    return flat.as_strided(cut.size, cut.stride, start).clone(memory_format=torch.contiguous_format)
+    return flat.as_strided(cut.size, cut.stride, cut.start).clone(memory_format=torch.contiguous_format)
 
 
 def state_entries(content: Any) -> dict[str, Any]:
@@ -348,7 +339,7 @@ def module_entries(model: Stub) -> dict[str, Any]:
     todo, seen = [("", model)], 0
     while todo:
         prefix, module = todo.pop()
-        tables = [module.state.get(table, {}) for table in ("_parameters", "_buffers", "_modules")]
+        tables = [(module.state or {}).get(table, {}) for table in ("_parameters", "_buffers", "_modules")]
         seen += 1 + sum(map(len, tables))
         if seen > MAX_TENSORS or len(prefix) > MAX_NAME or any(len(k) > MAX_NAME for table in tables for k in table):
             raise ValueError("too many modules or too long names")
