@@ -1,4 +1,4 @@
-"""python -m reid import: anybody's weights -> ours, without running code of the file (models/legacy.py).
+"""python -m reid import: anybody's weights -> ours, without running code of the file (models/pickles.py).
 
 Understood: the published RRID in any form (whole pickled model, state dict, with or without classifiers), which becomes
 a weights file of this project; and backbones of torchvision's names under any prefix (torchvision itself, FastReID,

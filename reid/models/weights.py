@@ -10,7 +10,7 @@ from reid.config import Config
 from reid.errors import InputError
 from reid.files import atomic_file, sha256
 from reid.models import build_model
-from reid.models.legacy import bare, read_foreign
+from reid.models.pickles import bare, read_foreign
 from reid.models.published import from_published, is_published
 from reid.models.tensors import digest, is_safetensors, load_tensors, save_tensors
 
