@@ -1,6 +1,7 @@
 """What tests share: data, scripts that run in this process, small weights, the plain form of a descriptor."""
 
 import json
+import logging
 import os
 import runpy
 import subprocess
@@ -25,12 +26,29 @@ from reid.models.weights import load, read_weights, save_weights
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by -m
+def pytest_collection_modifyitems(items):
+    """Tests that use the fixture `browser` or `shared` get the marker for it."""
+    for item in items:
+        for fixture, marker in (("browser", "browser"), ("shared", "real_data")):
+            if fixture in getattr(item, "fixturenames", ()):  # doctests have none
+                item.add_marker(marker)
+
+
 def pytest_sessionfinish(session, exitstatus):
     """With RRID_NO_SKIPS set, as in CI, a skipped test makes the run fail."""
     skipped = session.config.pluginmanager.get_plugin("terminalreporter").stats.get("skipped", [])
     if os.environ.get("RRID_NO_SKIPS") and skipped and exitstatus == 0:
         print("\nskipped, but RRID_NO_SKIPS is set:", *(report.nodeid for report in skipped), sep="\n  ")
         session.exitstatus = 1
+
+
+@pytest.fixture(autouse=True)
+def log_not_shown():
+    """A command shows the log until its process ends. Here each test starts as the library does: with nothing shown."""
+    logger = logging.getLogger("reid")
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
