@@ -1,6 +1,5 @@
 """Named defaults: what each recipe and profile says, and that the training does it."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -157,10 +156,15 @@ def test_optimisers_equal_torchs_and_stop_at_what_is_not_finite(optimizer):
         step.check_finite(3)
 
 
-def test_every_profile_can_be_built():
-    for name in PROFILES:
-        config = profile(name)
-        assert np.isfinite(config.lr) and config.profile == name
+@pytest.mark.parametrize("name", PROFILES)
+def test_every_profile_builds_a_model_for_its_images(name):
+    config = profile(name)
+    assert config.profile == name
+    model = build_model(config, 10)
+    with torch.no_grad():
+        features, logits = model.train()(torch.randn(2, 3, config.h, config.w))
+    assert len(features) == len(logits) == 2 and logits.shape[2] == 10
+    assert features.isfinite().all() and logits.isfinite().all()
 
 
 def test_original_trains_on_some_identities_with_all_classifiers(script, small_run, tmp_path):

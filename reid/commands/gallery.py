@@ -32,7 +32,7 @@ def add_arguments(parser) -> None:
             sub.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of what is stored")
     sub = action("remove", "take entries out by name or by identity")
     sub.add_argument("--names", nargs="+", default=[], help="as search and info print them")
-    sub.add_argument("--pids", nargs="+", type=int, default=[])
+    sub.add_argument("--pids", nargs="+", type=int, default=[], help="identities whose entries are removed")
     sub = action("search", "the nearest entries of one or more images")
     sub.add_argument("--weights", required=True, help="those of the gallery")
     sub.add_argument("--image", nargs="+", required=True, help="query images")

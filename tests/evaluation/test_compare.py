@@ -46,7 +46,8 @@ def test_chance_and_difference_are_told_apart(results, capsys):
     code, text = compare(capsys, results / "plain" / "queries.csv", results / "alike")
     assert code == 0 and "significant" not in text
     code, text = compare(capsys, results / "plain", results / "plain")
-    assert all(line.split()[-1] == "1.0000" for line in text.splitlines() if line.startswith(("mAP", "Rank-1", "mINP")))
+    rows = [line.split() for line in text.splitlines() if line.startswith(("mAP", "Rank-1", "mINP"))]
+    assert len(rows) == 3 and all(row[-1] == "1.0000" for row in rows)
 
 
 def test_flip_test_equals_all_flips():

@@ -47,7 +47,9 @@ def test_blocks_give_what_one_matrix_gives(features, device, metric):
 def test_memory_stays_bounded():
     features = random_features(400, 100_000, 20, 4, 8)
     rows = side_by_side({"tiles": lambda: evaluate(features, limit=1 << 22)})
-    assert rows["tiles"].peak is None or rows["tiles"].peak < 64 << 20  # all distances would be 153 MiB
+    if rows["tiles"].peak is None:
+        pytest.skip("peak memory is only measured on Linux")
+    assert rows["tiles"].peak < 64 << 20  # all distances would be 153 MiB
 
 
 def test_without_cameras_nothing_is_junk(features):

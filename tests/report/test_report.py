@@ -390,6 +390,9 @@ def test_features_that_are_all_equal(features, tmp_path):
     np.savez(tmp_path / "x.npz", query_features=np.ones_like(features.query.features), query_pids=features.query.pids,
              gallery_features=np.ones_like(features.gallery.features), gallery_pids=features.gallery.pids)  # fmt: skip
     assert main(["report", str(tmp_path / "x.npz")]) == 0
+    data = read_data(tmp_path / "x-report" / "report.html")
+    share = [(features.gallery.pids == pid).mean() for pid in features.query.pids]  # of matches, as all are tied
+    np.testing.assert_allclose(data["ap"], share, atol=1e-4)
 
 
 def test_facts_name_what_differs_and_what_was_expected():
