@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 from reid.bench.measure import side_by_side, table
 from reid.data.loader import ImageStore
 from reid.data.records import Image
-from reid.data.transforms import MEAN, STD, augment, draw_augmentation, normalise
+from reid.data.transforms import MEAN, STD, Augmentation, augment, draw_augmentation, normalise
 
 
 def add_arguments(parser) -> None:
@@ -38,7 +38,7 @@ def main(arguments) -> int:
 
         def ours(store: ImageStore) -> None:
             for pixels in store.batches(rows):
-                normalise(augment(pixels, draw_augmentation(rng, len(pixels), a.h, a.w, 0.5, "in_place")))
+                normalise(augment(pixels, draw_augmentation(rng, len(pixels), a.h, a.w, Augmentation())))
 
         kept = ImageStore(images, a.h, a.w, a.num_workers, "ram")
         forms = {"one image at a time": one_by_one}

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from reid.bench.measure import side_by_side, table
 from reid.bench.plain import PlainHeads, PlainRRID, plain_loss
 from reid.config import BACKBONES, Config
-from reid.data.transforms import augment, draw_augmentation, normalise
+from reid.data.transforms import Augmentation, augment, draw_augmentation, normalise
 from reid.device import DEVICES, Hardware, autocast, find_hardware, set_up
 from reid.losses import batch_hard_triplet, identity_loss, objective
 from reid.models import build_model
@@ -146,7 +146,7 @@ def stages(a, device, pixels: Tensor, labels: Tensor) -> dict[str, Callable]:
     rng = np.random.default_rng(0)
 
     def data() -> Tensor:
-        return normalise(augment(pixels, draw_augmentation(rng, a.batch_size, a.h, a.w, 0.5, "in_place")))
+        return normalise(augment(pixels, draw_augmentation(rng, a.batch_size, a.h, a.w, Augmentation())))
 
     images = data()
     with autocast("bf16", device):

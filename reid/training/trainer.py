@@ -13,7 +13,7 @@ from tqdm import tqdm
 from reid.config import Config
 from reid.data.loader import ImageStore, in_order
 from reid.data.records import Dataset
-from reid.data.transforms import augment, draw_augmentation, normalise
+from reid.data.transforms import Augmentation, augment, draw_augmentation, normalise
 from reid.device import Hardware, find_hardware, set_up
 from reid.errors import InputError, Interrupted
 from reid.evaluation.ranking import rank
@@ -166,8 +166,7 @@ class Trainer:
         """
         c = self.config
         rng = np.random.default_rng([c.seed, epoch, self.step])
-        patch = (c.erasing_probability, c.erasing, c.erasing_area, c.erasing_fill)
-        drawn = draw_augmentation(rng, n, c.h, c.w, *patch, c.crop_padding)
+        drawn = draw_augmentation(rng, n, c.h, c.w, Augmentation.of(c))
         return normalise(augment(pixels, drawn.part(self.here.share(n))))
 
     def noise_seed(self) -> int:
