@@ -5,7 +5,7 @@ All random numbers of a training step are drawn beforehand, on the host, from
 on the device, the number of workers or the number of processes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -23,28 +23,22 @@ RATIO = (0.3, 1 / 0.3)  # height to width of the erased patch
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Settings of random erasing (Zhong et al. 2017, arXiv 1708.04896) and cropping.
+    """Settings of random erasing (Zhong et al. 2017) and cropping, named as in Config.
 
-    erasing "in_place": each image with this probability, the patch where it was
-    drawn. "published": with (1 + probability) / 2; the patch is pasted with its
-    corner at (own width, own height) and cut at the border.
+    "in_place" erases an image with erasing_probability, where the patch was drawn.
+    "published" does so with (1 + probability) / 2, and pastes the patch with its corner at
+    (own width, own height), cut at the border. Areas are shares of the image.
     """
 
-    probability: float = 0.5
+    erasing_probability: float = 0.5
     erasing: str = "in_place"
-    area: float = 0.2  # largest erased share of the image
-    fill: str = "random"  # one random colour per image; or "mean", ImageNet's mean
-    padding: int = 0  # pixels by which an image may move
+    erasing_area: float = 0.2  # the largest
+    erasing_fill: str = "random"  # one random colour per image; or "mean", ImageNet's mean
+    crop_padding: int = 0  # pixels by which an image may move
 
     @classmethod
     def of(cls, config: Config) -> "Augmentation":
-        return cls(
-            probability=config.erasing_probability,
-            erasing=config.erasing,
-            area=config.erasing_area,
-            fill=config.erasing_fill,
-            padding=config.crop_padding,
-        )
+        return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
 
 
 class Draws(NamedTuple):
@@ -73,13 +67,13 @@ def draw_augmentation(rng: np.random.Generator, n: int, h: int, w: int, settings
     A patch that does not fit into the image is drawn again.
     """
     published = settings.erasing == "published"
-    p = settings.probability
+    p = settings.erasing_probability
     flip = rng.random(n) < 0.5
     erase = rng.random(n) < ((1 + p) / 2 if published else p)
     height, width = np.zeros(n, int), np.zeros(n, int)
     todo = np.arange(n)
     while len(todo):
-        area = rng.uniform(LEAST_AREA, settings.area, len(todo)) * h * w
+        area = rng.uniform(LEAST_AREA, settings.erasing_area, len(todo)) * h * w
         ratio = rng.uniform(*RATIO, len(todo))
         height[todo], width[todo] = np.sqrt(area * ratio), np.sqrt(area / ratio)
         todo = todo[(height[todo] >= h) | (width[todo] >= w)]
@@ -89,9 +83,9 @@ def draw_augmentation(rng: np.random.Generator, n: int, h: int, w: int, settings
     if published:
         top, left = height, width
     colour = rng.integers(0, 256, (n, 3), dtype=np.uint8)
-    if settings.fill == "mean":
+    if settings.erasing_fill == "mean":
         colour[:] = np.round(255 * np.array(MEAN))
-    most = settings.padding
+    most = settings.crop_padding
     down, right = rng.integers(-most, most + 1, (2, n))
     return Draws(flip, top, left, height, width, colour, down, right)
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from reid.data.prepare import folder_of
-from reid.data.records import read_dataset
+from reid.data.read import read_dataset
 from reid.errors import InputError, MissingInput
 from reid.evaluation.features import Features, short_names
 from reid.evaluation.results import Result

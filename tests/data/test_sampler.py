@@ -59,7 +59,7 @@ def test_every_image_is_an_anchor_once():
 
 def test_anchor_batches_on_the_real_list(shared):
     """The published sampler on Market's trainval: 15.8 distinct identities and 0.34 duplicate images a batch."""
-    lines = (shared / "data/lists/triplet-reid/market1501_train.csv").read_text().split()
+    lines = (shared / "data/lists/triplet-reid/market1501_train.csv").read_text(encoding="utf-8").split()
     pids = np.array([int(line.split(",")[0]) for line in lines])
     batches = [b for epoch in range(3) for b in anchor_batches(pids, 64, 4, 0, epoch) if len(b) == 64]
     assert len(batches) == 3 * 808
