@@ -1,7 +1,7 @@
 """Rules that find defects of a dataset before training.
 
-`check_lists` reads the lists alone and takes almost no time; training runs it before the
-first step. `check_images` also decodes every image and compares the contents.
+`check_lists` opens no image; training runs it before the first step. `check_images` decodes
+every image and compares the contents.
 """
 
 import hashlib
@@ -29,14 +29,11 @@ NAME = re.compile(r"(\d+)_(\d+)_\d+\.\w+")  # pid, camera and number of the imag
 
 
 class Finding(NamedTuple):
-    """A defect. An "error" makes training or scores wrong; a "warning" should be looked at.
+    """A defect of a dataset."""
 
-    The message names the file and the repair.
-    """
-
-    level: str
+    level: str  # "error": training or scores are wrong; "warning": to be looked at
     rule: str
-    message: str
+    message: str  # names the file and the repair
 
 
 class Decoded(NamedTuple):
@@ -49,7 +46,7 @@ class Decoded(NamedTuple):
 
 
 def check_lists(dataset: Dataset) -> list[Finding]:
-    """Findings in the lists of one dataset (before `combine`). Opens no image."""
+    """Findings in the lists of one dataset, before `combine`."""
     rules = (counts, people, names, repeated, matches)
     return [finding for rule in rules for finding in rule(dataset)]
 
@@ -95,27 +92,23 @@ def repeated(dataset: Dataset) -> Iterator[Finding]:
 
 
 def matches(dataset: Dataset) -> Iterator[Finding]:
-    """Queries without a gallery image of the same identity from another camera.
-
-    It is an error when no query has such an image.
-    """
+    """Queries without a match from another camera; an error if no query has a match."""
     cameras: dict[int, set[int]] = defaultdict(set)
     for image in dataset.gallery:
         cameras[image.pid].add(image.camid)
     seen = {image.camid for image in (*dataset.query, *dataset.gallery)}
     if len(seen) == 1:
-        what = f"all query and gallery images are from camera {seen.pop()}"
-        what += "; check that the cameras were read from the names"
+        what = f"all query and gallery images are from camera {seen.pop()}; were cameras read from the names?"
         yield Finding("error", "cameras", f"{dataset.folder}: {what}")
     alone = [image for image in dataset.query if not cameras[image.pid] - {image.camid}]
     level = "error" if len(alone) == len(dataset.query) else "warning"
     for path, pid, camid in alone:
-        what = f"query of pid {pid} has no match from another camera than {camid}; add one or remove the query"
-        yield Finding(level, "match", f"{path}: {what}")
+        what = f"query of pid {pid} has no match from another camera than {camid}"
+        yield Finding(level, "match", f"{path}: {what}; add one or remove the query")
 
 
 def check_images(dataset: Dataset) -> tuple[list[Finding], dict[str, Decoded]]:
-    """Findings in the image files, and what was read of each path. Decodes all images, in threads."""
+    """Findings in the image files, and what was read of each path."""
     paths = sorted({image.path for images in dataset.subsets.values() for image in images})
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore")  # Pillow warns about metadata
@@ -143,7 +136,7 @@ def examine(path: str) -> Decoded:
         problem = str(e)
     except PILImage.UnidentifiedImageError:
         problem = f"is not an image; it begins with {content[:16]!r}"
-    except Exception as e:  # for damaged files Pillow raises OSError, SyntaxError, struct.error and others
+    except Exception as e:  # Pillow raises OSError, SyntaxError, struct.error and others
         problem = f"is damaged: {e}"
     return Decoded(digest, problem=problem)
 

@@ -1,20 +1,20 @@
 """The demo dataset: drawn pedestrians, so that everything runs without a download.
 
-An identity is clothing, shoes, hair, bag and build. Groups of identities share a top, so
-colour alone does not distinguish them. A camera is a viewpoint, a light with its own colour
-cast, blur, noise and a street. An image is a moment of a walk, cropped by an imperfect
-detector. All random numbers come from np.random.default_rng([.., pid, camera, index]): every
-run draws the same bytes with the same Pillow.
+An identity is clothing, shoes, hair, bag and build; groups of identities share a top, so
+colour alone does not distinguish them. A camera is a viewpoint, a light, blur, noise and a
+street. An image is a moment of a walk, cropped by an imperfect detector. Random numbers come
+from np.random.default_rng([.., pid, camera, index]): the same Pillow draws the same bytes.
 """
 
 from pathlib import Path, PurePath
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
-from reid.data.pedestrian import Look, Pedestrian, shade
+from reid.data.pedestrian import Colour, Pedestrian, shade
 from reid.data.prepare.plan import Plan, Split
 
 # identities; Market-1501 has 751, 750 and one pid of distractors, and six cameras
@@ -49,7 +49,6 @@ SHOES = ["black", "white", "brown", "red", "grey"]
 BAGS = ["black", "red", "brown", "blue", "green", "yellow"]
 HAIR = ((28, 24, 22), (66, 44, 30), (122, 84, 46), (196, 160, 92), (150, 146, 142))
 SKIN = ((242, 208, 180), (222, 178, 142), (184, 134, 98), (128, 88, 62), (86, 58, 42))
-Colour = tuple[int, int, int]
 
 
 class Camera(NamedTuple):
@@ -72,14 +71,14 @@ CAMERA = (
 )
 
 
-def identity(pid: int) -> Look:
+def identity(pid: int) -> SimpleNamespace:
     """The look of a person, whatever the camera."""
     group, own = np.random.default_rng([7, pid // ALIKE]), np.random.default_rng([8, pid])
 
     def tint(names: list[str], rng: np.random.Generator) -> np.ndarray:
         return np.clip(np.array(COLOURS[rng.choice(names)]) + rng.integers(-14, 15, 3), 0, 255)
 
-    return Look(  # in the order of the random numbers
+    return SimpleNamespace(  # in the order of the random numbers
         top=tint(TOPS, group),
         trim=tint(TOPS, group),
         pattern=group.choice(["plain", "plain", "stripes", "plaid", "logo", "halves"]),
@@ -109,7 +108,7 @@ def draw(pid: int, camid: int, index: int) -> Image.Image:
     x, floor = w * (0.5 + rng.normal(0, SHIFT)), h * (0.965 + rng.normal(0, SHIFT / 2))
     shadow = [x - 0.3 * w, floor - 0.02 * h, x + 0.42 * w, floor + 0.02 * h]
     canvas.ellipse(shadow, fill=shade(camera.ground, 0.7))
-    Pedestrian(picture, look, camera.turn, rng, (x, floor - tall), tall).draw()
+    Pedestrian(picture, look, camera.turn, rng, x, floor - tall, tall).draw()
     if rng.random() < OCCLUDED:
         occluder(canvas, rng, w, h)
     small = picture.resize((W, H), Image.Resampling.LANCZOS)

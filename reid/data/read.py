@@ -33,10 +33,9 @@ def stop(message: str) -> None:
 def read_dataset(folder: str | Path, split: int = 0, report: Report = stop) -> Dataset:
     """The dataset in `folder` with entry `split` of splits.json and of test.json.
 
-    Each broken rule is reported as a message with file, entry and repair. The default
-    `report` raises InputError at the first. If `report` returns, what is broken is left
-    out and reading goes on. Unreadable JSON always raises InputError, and a missing file
-    MissingInput.
+    report: gets a message with file, entry and repair for each broken rule. The default
+    raises InputError; if `report` returns, the broken entry is left out. Unreadable JSON
+    always raises InputError, and a missing file MissingInput.
     """
     folder = Path(folder)
     meta = read_json(folder / "meta.json", dict)

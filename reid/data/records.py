@@ -77,10 +77,10 @@ class Dataset:
 
 
 def combine(datasets: Sequence[Dataset]) -> Dataset:
-    """One dataset for joint training. Identities and cameras stay distinct.
+    """One dataset for joint training, in which identities and cameras stay distinct.
 
-    The numbers of the second dataset follow the numbers of the first, and so on.
-    `hold_out` of the result therefore holds out identities of the last dataset.
+    Numbers of the second dataset follow those of the first, and so on; `hold_out` therefore
+    takes identities of the last dataset.
     """
     if len(datasets) == 1:
         return datasets[0]

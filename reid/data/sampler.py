@@ -17,11 +17,10 @@ def pk_batches(
 ) -> list[np.ndarray]:
     """Batches of P distinct identities with K images each, P = batch_size / K.
 
-    Identities come from one shuffled queue after another. Their numbers of visits in an
-    epoch differ by at most one, or by two where a batch would have contained an identity
-    twice. Images of an identity come from a queue of their own in the same way. An identity
-    with fewer than K images repeats them. Hermans et al. 2017, section 2. Raises InputError
-    if there are fewer than P identities.
+    Identities come from one shuffled queue after another, so their numbers of visits differ
+    by at most one (by two where a batch would have contained an identity twice). The images
+    of an identity come from such a queue too; fewer than K images are repeated. Hermans et
+    al. 2017, section 2. Raises InputError if there are fewer than P identities.
     """
     identities = group_by_pid(pids)
     p = batch_size // k
@@ -66,9 +65,9 @@ def anchor_batches(
 ) -> list[np.ndarray]:
     """The published sampler: for each image, shuffled, K other images of its identity.
 
-    An identity can occur twice in a batch, and the last batch can be smaller. Identities
-    with fewer than K other images repeat them; an identity of one image repeats that image
-    (the published code fails there). Each image is an anchor once, whatever `visits` is.
+    Identities can occur twice in a batch, and the last batch can be smaller. Fewer than K
+    other images are repeated, and so is a single image (the published code fails there).
+    Each image is an anchor once, whatever `visits` is.
     """
     identities = group_by_pid(pids)
     rng = np.random.default_rng([seed, epoch])
@@ -84,9 +83,8 @@ def anchor_batches(
 def random_batches(
     pids: Sequence[int], batch_size: int, k: int, seed: int, epoch: int, visits: int = 0
 ) -> list[np.ndarray]:
-    """All images in random order; K is not used.
+    """All images in random order; the last, incomplete batch is left out. K is not used.
 
-    Images that do not fill a batch are left out, because batch norm needs full batches.
     Raises InputError if there are fewer images than a batch has.
     """
     if len(pids) < batch_size:
@@ -101,9 +99,7 @@ def group_by_pid(pids: Sequence[int]) -> dict[int, np.ndarray]:
     if not len(pids):
         raise InputError("the training set has no images")
     array = np.asarray(pids)
-    order = np.argsort(array, kind="stable")
-    values, starts = np.unique(array[order], return_index=True)
-    return dict(zip(values.tolist(), np.split(order, starts[1:])))
+    return {int(pid): np.flatnonzero(array == pid) for pid in np.unique(array)}
 
 
 SAMPLERS = {"pk": pk_batches, "anchor": anchor_batches, "random": random_batches}

@@ -50,8 +50,9 @@ def test_counts(demo):
 
 def test_look_alikes_share_a_top_and_differ_below():
     """Groups of four have one top; the cameras see the same person in other colours."""
-    tops = {tuple(identity(pid)["top"]) for pid in range(4)}
-    rest = {(tuple(identity(pid)["bottom"]), identity(pid)["hairdo"], identity(pid)["bag"]) for pid in range(4)}
+    looks = [identity(pid) for pid in range(4)]
+    tops = {tuple(look.top) for look in looks}
+    rest = {(tuple(look.bottom), look.hairdo, look.bag) for look in looks}
     assert len(tops) == 1 and len(rest) == 4
     means = [np.asarray(draw(0, camid, 0), float).mean((0, 1)) for camid in range(4)]
     assert min(np.abs(a - b).max() for i, a in enumerate(means) for b in means[:i]) > 20

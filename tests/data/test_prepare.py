@@ -67,7 +67,7 @@ def small(monkeypatch):
 
 
 def snapshot(folder: Path) -> list[str]:
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
 
 
 def test_real_market_is_found_prepared_and_sound(shared, tmp_path, capsys):
@@ -148,9 +148,39 @@ def test_links_instead_of_copies(small, tmp_path):
     dataset = prepare("market1501", source, tmp_path / "sets", link=True)
     query = Path(dataset.query[0].path)
     assert query.is_symlink() and query.resolve() == source / "query/0001_c1s1_001051_00.jpg"
-    with pytest.raises(InputError, match=r"is an archive, and its images can only be copied"):
+    with pytest.raises(InputError, match=r"is an archive, so its images can only be copied"):
         prepare("market1501", write_zip(tmp_path / "raw.zip", MARKET), tmp_path / "other", link=True)
     assert list((tmp_path / "other").iterdir()) == []
+
+
+@pytest.mark.parametrize("refused", [["symlink"], ["symlink", "link"]])
+def test_hard_links_or_copies_where_the_system_refuses_links(small, tmp_path, monkeypatch, refused):
+    """Windows refuses symbolic links without a privilege, and hard links between drives."""
+
+    def refuse(*arguments, **options):
+        raise OSError(1314, "A required privilege is not held by the client")
+
+    source = write_files(tmp_path / "raw", MARKET)
+    for name in refused:
+        monkeypatch.setattr(os, name, refuse)
+    query = Path(prepare("market1501", source, tmp_path / "sets", link=True).query[0].path)
+    original = source / "query/0001_c1s1_001051_00.jpg"
+    assert not query.is_symlink() and query.read_bytes() == original.read_bytes()
+    assert query.samefile(original) == ("link" not in refused)
+
+
+def test_another_process_was_faster(tmp_path, monkeypatch):
+    """A dataset that appears meanwhile is kept, also where no folder can replace another."""
+
+    def fill(temporary):
+        temporary.mkdir()
+        (temporary / "meta.json").touch()
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine/meta.json").write_text("first", encoding="utf-8")
+
+    build(tmp_path / "mine", fill)
+    assert (tmp_path / "mine/meta.json").read_text(encoding="utf-8") == "first"
+    assert snapshot(tmp_path) == ["mine", "mine/meta.json"]
 
 
 @pytest.mark.parametrize("place", ["Market-1501-v15.09.15", "market1501", "market/deep", "anything/deep"])

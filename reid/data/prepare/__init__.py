@@ -21,9 +21,8 @@ logger = logging.getLogger(__name__)
 def open_dataset(name: str, dataset_path: str | Path, split: int = 0) -> Dataset:
     """The dataset `name` under dataset_path, with one entry of its splits.
 
-    If it is not prepared, a raw archive or folder under dataset_path is prepared first;
-    `demo` is drawn. Raises MissingInput, which gives the origin of the dataset, and
-    InputError for a broken one.
+    A raw archive or folder under dataset_path is prepared first; `demo` is drawn. Raises
+    MissingInput with the origin of the dataset, and InputError for a broken one.
     """
     folder = folder_of(name, dataset_path)
     if not (folder / "meta.json").exists():
@@ -51,9 +50,8 @@ def folder_of(name: str, dataset_path: str | Path) -> Path:
 def prepare(name: str, source: str | Path, dataset_path: str | Path, link: bool = False) -> Dataset:
     """Makes dataset_path/name from an archive or folder, and logs its counts.
 
-    link: images become links into the source folder instead of copies. A dataset that is
-    already prepared is not changed. Raises InputError if the source is damaged or unsafe,
-    or its counts are not the published ones.
+    link: link the images instead of copying them. A prepared dataset is not changed. Raises
+    InputError for a damaged or unsafe source, and for counts other than the published ones.
     """
     folder = folder_of(name, dataset_path)
     if folder.name not in DATASETS:
@@ -66,10 +64,9 @@ def prepare(name: str, source: str | Path, dataset_path: str | Path, link: bool 
 
 
 def prepare_own(name: str, images: own.OwnImages, dataset_path: str | Path, link: bool = False) -> Dataset:
-    """Makes dataset_path/name from a user's own images.
+    """Makes dataset_path/name from a user's own images, and logs how it understands them.
 
-    Logs how it understands them before it writes. Raises InputError for names and entries
-    that it cannot read.
+    Raises InputError for names and entries that it cannot read.
     """
     folder = folder_of(name, dataset_path)
     if folder.name.lower() in (*DATASETS, "demo"):  # lower case: some file systems ignore case

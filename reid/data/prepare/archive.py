@@ -28,8 +28,8 @@ IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAX_MEMBERS = 2_000_000
 MAX_IMAGE = 64 << 20  # bytes of one image file; an image of a person has some thousand
-DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError)
-DAMAGE += (EOFError, OSError, ValueError, RuntimeError, NotImplementedError)
+FORMAT_ERRORS = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError)
+DAMAGE = (*FORMAT_ERRORS, EOFError, OSError, ValueError, RuntimeError)
 
 
 @contextmanager
@@ -111,9 +111,8 @@ class Source:
 def open_source(path: str | Path) -> Iterator[Source]:
     """The files of a folder, of a .zip or .tar(.gz, .bz2, .xz), or one single file.
 
-    Raises MissingInput if the path does not exist. Raises InputError for damaged and
-    encrypted archives, for members that are links or devices, that have an absolute name
-    or one with '..', or that occur twice, and for archive bombs.
+    Raises MissingInput, or InputError for damaged and encrypted archives, archive bombs,
+    and members that are links, devices, outside the target folder or there twice.
     """
     path = Path(path)
     if not path.exists():
@@ -128,8 +127,8 @@ def open_source(path: str | Path) -> Iterator[Source]:
         return
     with archive, tempfile.TemporaryDirectory() as scratch:
         with damage(path, "the list of members"):
-            is_tar = isinstance(archive, tarfile.TarFile)
-            members = checked(path, tar_members(archive) if is_tar else zip_members(archive))
+            is_zip = isinstance(archive, zipfile.ZipFile)
+            members = checked(path, zip_members(archive) if is_zip else tar_members(archive))
         names = sorted(members)
         sizes = {name: members[name].size for name in names}
         offsets = {name: members[name].offset for name in names}

@@ -20,7 +20,7 @@ from reid.errors import InputError
 
 MAT = "cuhk-03.mat"
 # what h5py and NumPy raise for damaged files
-UNREADABLE = (OSError, KeyError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError, RuntimeError)
+UNREADABLE = (OSError, KeyError, ValueError, TypeError, IndexError, AttributeError, RuntimeError)
 Images = list[tuple[str, int, int]]  # (name, pid, camera from 0)
 Cells = dict[str, h5py.Reference]  # where the pixels of each image are
 

@@ -20,6 +20,7 @@ class Known:
 
 
 MARKERS = (market.FOLDERS["trainval"],)
+MAT_OR_NP = (cuhk03.MAT, "labeled", "detected")
 MARKET = "Market-1501-v15.09.15.zip, linked from https://zheng-lab-anu.github.io/Project/project_reid.html"
 DUKE = "DukeMTMC-reID.zip (withdrawn by its authors; there is no official source any more)"
 OCCLUDED = (
@@ -33,18 +34,14 @@ CUHK = (
 MSMT = "MSMT17, on request from its authors (pkuvmc.com)"
 
 
-def cuhk(read: Callable[[Source, str], Plan], kind: str, *markers: str) -> Known:
-    return Known(partial(read, kind=kind), "cuhk", (cuhk03.MAT, *markers), CUHK)
-
-
 DATASETS = {
     "market1501": Known(partial(market.plan, num_cameras=6, distractors=True), "market", MARKERS, MARKET),
     "dukemtmc": Known(partial(market.plan, num_cameras=8), "duke", MARKERS, DUKE, without="occlu"),
     "occluded_duke": Known(partial(market.plan, num_cameras=8), "occluded", MARKERS, OCCLUDED),
-    "cuhk03": cuhk(cuhk03.plan, "labeled", "labeled", "detected"),
-    "cuhk03_detected": cuhk(cuhk03.plan, "detected", "labeled", "detected"),
-    "cuhk03_classic": cuhk(cuhk03.plan_classic, "labeled"),
-    "cuhk03_classic_detected": cuhk(cuhk03.plan_classic, "detected"),
+    "cuhk03": Known(partial(cuhk03.plan, kind="labeled"), "cuhk", MAT_OR_NP, CUHK),
+    "cuhk03_detected": Known(partial(cuhk03.plan, kind="detected"), "cuhk", MAT_OR_NP, CUHK),
+    "cuhk03_classic": Known(partial(cuhk03.plan_classic, kind="labeled"), "cuhk", MAT_OR_NP[:1], CUHK),
+    "cuhk03_classic_detected": Known(partial(cuhk03.plan_classic, kind="detected"), "cuhk", MAT_OR_NP[:1], CUHK),
     "msmt17_v1": Known(partial(msmt17.plan, version="v1"), "msmt17", ("train",), MSMT, without="v2"),
     "msmt17_v2": Known(partial(msmt17.plan, version="v2"), "msmt17", ("mask_train_v2",), MSMT, without="v1"),
 }

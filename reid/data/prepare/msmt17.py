@@ -1,6 +1,6 @@
 """MSMT17: list_{train,val,query,gallery}.txt beside the image folders. V1 shows faces, V2 blurs them."""
 
-from pathlib import PurePosixPath
+import re
 
 from reid.data.prepare.archive import Source
 from reid.data.prepare.market import find_roots, missing_part, refuse_unreadable
@@ -14,6 +14,8 @@ LISTS = {
     "list_query.txt": "query",
     "list_gallery.txt": "gallery",
 }
+# <path> <pid>; the third field of the file name is the camera, from 1
+LINE = re.compile(r"(?P<path>(?:.*/)?[^/_]*_[^/_]*_(?P<camera>\d+)_[^/]*) (?P<pid>\d+)")
 CAMERAS = 15
 
 
@@ -37,41 +39,27 @@ def plan(source: Source, version: str) -> Plan:
         if subset == "query":
             first = 1 + max((pid for _, pid, _ in result.images), default=-1)
         folder = root + FOLDERS[version][subset != "trainval"]
-        text = source.read(root + file).decode("utf-8", "replace")
-        for number, line in enumerate(text.splitlines(), 1):
-            if not line.strip():
-                continue
-            entry = parsed(line)
-            if entry is None:
+        lines = source.read(root + file).decode("utf-8", "replace").splitlines()
+        for number, line in enumerate(map(str.strip, lines), 1):
+            entry = LINE.fullmatch(line)
+            name = f"{folder}/{entry['path']}" if entry else ""
+            if line and not (entry and 1 <= int(entry["camera"]) <= CAMERAS):
                 unreadable.append(f"{file}, line {number}: {line}")
-                continue
-            path, pid, camid = entry
-            name = f"{folder}/{path}"
-            if name not in source.sizes:
+            elif line and name not in source.sizes:
                 missing.append(f"{file}, line {number}: {name}")
-            else:
+            elif entry:
                 result.splits[0].subsets[subset].append(len(result.images))
-                result.images.append((name, first + pid, camid))
+                result.images.append((name, first + int(entry["pid"]), int(entry["camera"]) - 1))
     refuse_unreadable(source, unreadable, f"<path>/x_x_{{camera 1 to {CAMERAS}}}_... {{pid}}")
     if missing:
         raise InputError(f"{source.path}: {len(missing):,} listed images do not exist; the first: {missing[0]}")
     return result
 
 
-def parsed(line: str) -> tuple[str, int, int] | None:
-    """(path, pid, camera from 0) of '<path> <pid>'; the third field of the file name is the camera, from 1."""
-    path, _, pid = line.strip().rpartition(" ")
-    fields = PurePosixPath(path).name.split("_")
-    if not pid.isdecimal() or len(fields) < 3 or not fields[2].isdecimal():
-        return None
-    camera = int(fields[2])
-    return (path, int(pid), camera - 1) if 1 <= camera <= CAMERAS else None
-
-
 def check_version(source: Source, root: str, version: str) -> None:
     """Raises InputError if the source is the other version."""
-    names = source.sizes
-    found = [v for v, folders in FOLDERS.items() if any(n.startswith(f"{root}{folders[0]}/") for n in names)]
+    tops = {v: f"{root}{folders[0]}/" for v, folders in FOLDERS.items()}
+    found = [v for v, top in tops.items() if any(name.startswith(top) for name in source.sizes)]
     if found == [version]:
         return
     what = "must have either train/ or mask_train_v2/"

@@ -41,8 +41,9 @@ class Plan:
 
     def counts(self, split: int = 0) -> Counts:
         """The counts of one split, and of "all" where there are several splits."""
-        rows = {"all": range(len(self.images))} if len(self.splits) > 1 else {}
-        rows |= self.splits[split].subsets
+        rows = self.splits[split].subsets
+        if len(self.splits) > 1:
+            rows = {"all": list(range(len(self.images))), **rows}
         return {s: (len({self.images[i][1] for i in some}), len(some)) for s, some in rows.items()}
 
 
