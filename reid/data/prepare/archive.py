@@ -127,8 +127,7 @@ def open_source(path: str | Path) -> Iterator[Source]:
         return
     with archive, tempfile.TemporaryDirectory() as scratch:
         with damage(path, "the list of members"):
-            is_zip = isinstance(archive, zipfile.ZipFile)
-            members = checked(path, zip_members(archive) if is_zip else tar_members(archive))
+            members = checked(path, members_of(archive))
         names = sorted(members)
         sizes = {name: members[name].size for name in names}
         offsets = {name: members[name].offset for name in names}
@@ -171,22 +170,20 @@ def open_archive(path: Path) -> zipfile.ZipFile | tarfile.TarFile | None:
     return tarfile.open(path) if name.endswith(ARCHIVES) else None
 
 
-def zip_members(archive: zipfile.ZipFile) -> Iterator[Member]:
+def members_of(archive: zipfile.ZipFile | tarfile.TarFile) -> Iterator[Member]:
+    """The members that are not folders."""
+    if isinstance(archive, tarfile.TarFile):
+        for tar in archive:
+            if not tar.isdir():
+                problem = "" if tar.isreg() else "is a link or device"
+                yield Member(tar.name, tar.size, tar.offset_data, partial(archive.extractfile, tar), problem)
+        return
     for info in archive.infolist():
         problem = "is encrypted; unpack it yourself and give the folder" if info.flag_bits & 1 else ""
         if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
             problem = "is a link or device"
         if problem or not info.is_dir():
-            opener = partial(archive.open, info)
-            yield Member(info.filename, info.file_size, info.header_offset, opener, problem)
-
-
-def tar_members(archive: tarfile.TarFile) -> Iterator[Member]:
-    for info in archive:
-        if not info.isdir():
-            problem = "" if info.isreg() else "is a link or device"
-            opener = partial(archive.extractfile, info)
-            yield Member(info.name, info.size, info.offset_data, opener, problem)
+            yield Member(info.filename, info.file_size, info.header_offset, partial(archive.open, info), problem)
 
 
 def checked(path: Path, members: Iterable[Member]) -> dict[str, Member]:
