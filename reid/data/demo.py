@@ -72,7 +72,7 @@ CAMERA = (
 
 
 def identity(pid: int) -> SimpleNamespace:
-    """The look of a person, whatever the camera."""
+    """The look of a person, the same for all cameras."""
     group, own = np.random.default_rng([7, pid // ALIKE]), np.random.default_rng([8, pid])
 
     def tint(names: list[str], rng: np.random.Generator) -> np.ndarray:

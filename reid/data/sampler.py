@@ -19,7 +19,7 @@ def pk_batches(
 
     Identities come from one shuffled queue after another, so their numbers of visits differ
     by at most one (by two where a batch would have contained an identity twice). The images
-    of an identity come from such a queue too; fewer than K images are repeated. Hermans et
+    of an identity come from a queue of the same kind; fewer than K images are repeated. Hermans et
     al. 2017, section 2. Raises InputError if there are fewer than P identities.
     """
     identities = group_by_pid(pids)

@@ -105,7 +105,7 @@ def defects(folder: Path) -> dict[str, str]:
     people[1][1].append("gone.jpg")
     add(0, 0, "empty.jpg", b"")
     add(0, 0, "dot.jpg", picture(900, (1, 1)))
-    add(0, 0, FORM.format(0, 1, 7), picture(901))  # its name says camera 1
+    add(0, 0, FORM.format(0, 1, 7), picture(901))  # its name contains camera 1
     people.append([[add_single := FORM.format(5, 0, 0)], []])
     (images / add_single).write_bytes(picture(902))
     files["splits"][0]["trainval"].append(5)

@@ -61,6 +61,11 @@ def write_tar(path: Path, names) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def infos(caplog):
+    caplog.set_level("INFO", "reid")
+
+
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setitem(PUBLISHED, "market1501", COUNTS)
@@ -70,8 +75,8 @@ def snapshot(folder: Path) -> list[str]:
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
 
 
-def test_real_market_is_found_prepared_and_sound(shared, tmp_path, capsys):
-    """A raw archive under the dataset folder is prepared on first use, with the counts of rrid.md, bytes unchanged."""
+def test_real_market_is_found_prepared_and_sound(shared, tmp_path, caplog, capsys):
+    """A raw archive is prepared on first use, with the published counts and unchanged bytes."""
     archive = shared / "data/Market-1501-v15.09.15.zip"
     (tmp_path / archive.name).symlink_to(archive)
     dataset = open_dataset("market1501", tmp_path)
@@ -79,7 +84,7 @@ def test_real_market_is_found_prepared_and_sound(shared, tmp_path, capsys):
         {"trainval": (751, 12_936), "query": (750, 3_368), "gallery": (751, 15_913)}
     )
     assert sum(i.pid == 0 for i in dataset.gallery) == 2_798 and dataset.distractors == {0}
-    assert "dropped: 3,819 junk (pid -1)" in capsys.readouterr().out
+    assert "dropped: 3,819 junk (pid -1)" in caplog.text
     train, val = dataset.hold_out(100)
     assert (len({i.pid for i in train}), len(train), len({i.pid for i in val}), len(val)) == (651, 11_509, 100, 1_427)
     assert [sum(i.camid == c for i in dataset.query) for c in range(6)] == [668, 530, 717, 248, 622, 583]
@@ -133,13 +138,13 @@ def test_each_kind_of_source_gives_the_same_dataset(small, tmp_path, form):
     assert [p.name for p in (tmp_path / "sets").iterdir()] == ["market1501"]
 
 
-def test_a_prepared_dataset_is_not_changed(small, tmp_path, capsys):
+def test_a_prepared_dataset_is_not_changed(small, tmp_path, caplog):
     source = write_zip(tmp_path / "raw.zip", MARKET)
     prepare("market1501", source, tmp_path / "sets")
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "sets").rglob("*")}
-    capsys.readouterr()
+    caplog.clear()
     prepare("market1501", source, tmp_path / "sets")
-    assert "is already prepared" in capsys.readouterr().out
+    assert "is already prepared" in caplog.text
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "sets").rglob("*")}
 
 
@@ -170,7 +175,7 @@ def test_hard_links_or_copies_where_the_system_refuses_links(small, tmp_path, mo
 
 
 def test_another_process_was_faster(tmp_path, monkeypatch):
-    """A dataset that appears meanwhile is kept, also where no folder can replace another."""
+    """A dataset that appears meanwhile is kept."""
 
     def fill(temporary):
         temporary.mkdir()
@@ -218,21 +223,21 @@ def test_the_message_for_a_missing_dataset_gives_its_origin(tmp_path):
         open_dataset("../x", tmp_path)
 
 
-def test_500k_distractors_join_the_gallery_when_their_folder_is_there(small, tmp_path, capsys):
+def test_500k_distractors_join_the_gallery_when_their_folder_is_there(small, tmp_path, caplog):
     more = {
         f"images/{n}" for n in ("0_c1s1_000001_00.jpg", "7_c6s2_000002_00.jpg", "-1_c2s1_000003_00.jpg", "Thumbs.db")
     }
     dataset = prepare("market1501", write_files(tmp_path / "raw", MARKET | more), tmp_path / "sets")
     assert [(i.pid, i.camid) for i in dataset.gallery] == [(0, 4), (1, 1), (0, 0), (0, 5)]
     assert dataset.protocol == "test.json: gallery enlarged by 2 distractors"
-    assert "dropped: 1 junk (pid -1) in images" in capsys.readouterr().out
+    assert "dropped: 1 junk (pid -1) in images" in caplog.text
     assert not [f for f in check_lists(dataset) if f.rule == "counts"]
 
 
-def test_files_that_are_not_images_are_listed_and_left_out(small, tmp_path, capsys):
+def test_files_that_are_not_images_are_listed_and_left_out(small, tmp_path, caplog):
     source = write_files(tmp_path / "raw", MARKET | {"query/Thumbs.db", "bounding_box_test/readme.txt"})
     prepare("market1501", source, tmp_path / "sets")
-    assert "ignored, not images: query/Thumbs.db, bounding_box_test/readme.txt" in capsys.readouterr().out
+    assert "ignored, not images: query/Thumbs.db, bounding_box_test/readme.txt" in caplog.text
 
 
 def test_unreadable_names_are_all_listed(tmp_path):
@@ -242,19 +247,19 @@ def test_unreadable_names_are_all_listed(tmp_path):
     assert all(name in str(caught.value) for name in bad)
 
 
-def test_a_missing_subset_says_what_was_found(tmp_path):
+def test_the_message_for_a_missing_subset_lists_what_was_found(tmp_path):
     for part in ("query", "bounding_box_test", "bounding_box_train"):
         names = {n for n in MARKET if not n.startswith(part)}
         with pytest.raises(InputError, match=rf"has no {part}/; expected bounding_box_train, .*found .*"):
             prepare("market1501", write_files(tmp_path / part, names), tmp_path / "sets")
 
 
-def test_wrong_counts_are_refused_before_anything_is_written(tmp_path, capsys):
+def test_wrong_counts_are_refused_before_anything_is_written(tmp_path, caplog):
     with pytest.raises(
         InputError, match=r"trainval has 1 identities and 2 images; published: 751 identities and 12,936 images"
     ):
         prepare("market1501", write_files(tmp_path / "raw", MARKET), tmp_path / "sets")
-    assert "751" in capsys.readouterr().out and not (tmp_path / "sets").exists()
+    assert "751" in caplog.text and not (tmp_path / "sets").exists()
 
 
 def test_overlapping_identities_are_refused(monkeypatch, tmp_path):

@@ -16,6 +16,11 @@ PEOPLE = ("anna", "bert", "cem", "dora", "emil", "fay")
 TEMPLATED = [f"{who}_c{cam}_{i}.jpg" for who in PEOPLE for cam in (1, 3) for i in (0, 1)]
 
 
+@pytest.fixture(autouse=True)
+def infos(caplog):
+    caplog.set_level("INFO", "reid")
+
+
 def prepared(source, sets, name="mine", link=False, **settings):
     return prepare_own(name, OwnImages(source=source, **settings), sets, link)
 
@@ -29,10 +34,10 @@ def pids(images) -> set[int]:
     return {image.pid for image in images}
 
 
-def test_one_folder_an_identity_without_cameras(tmp_path, capsys):
+def test_one_folder_an_identity_without_cameras(tmp_path, caplog):
     names = [f"{who}/{i}.JPG" for who in PEOPLE for i in range(3)] + ["anna/Thumbs.db"]
     dataset = prepared(write_files(tmp_path / "photos", names), tmp_path / "sets")
-    out = capsys.readouterr().out
+    out = caplog.text
     assert "understood: 18 images of 6 identities; no cameras were given" in out
     assert "  anna/0.JPG -> identity 'anna' = pid 0" in out and out.count(" -> identity ") == 3
     assert "ignored, not images: anna/Thumbs.db" in out
@@ -43,10 +48,10 @@ def test_one_folder_an_identity_without_cameras(tmp_path, capsys):
     assert check_lists(dataset) == []
 
 
-def test_a_template_gives_cameras(tmp_path, capsys):
+def test_a_template_gives_cameras(tmp_path, caplog):
     source = write_files(tmp_path / "photos", TEMPLATED)
     dataset = prepared(source, tmp_path / "sets", template="{pid}_c{cam}_{}.jpg", test_share=0.34)
-    assert "  anna_c1_0.jpg -> identity 'anna' = pid 0, camera '1' = 0" in capsys.readouterr().out
+    assert "  anna_c1_0.jpg -> identity 'anna' = pid 0, camera '1' = 0" in caplog.text
     assert dataset.num_cameras == 2 and len(pids(dataset.query)) == 2 and matched(dataset)
     assert len(dataset.query) == 4  # one of each camera that keeps another image
 

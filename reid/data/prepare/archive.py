@@ -33,11 +33,11 @@ DAMAGE = (*FORMAT_ERRORS, EOFError, OSError, ValueError, RuntimeError)
 
 
 @contextmanager
-def damage(path: Path, what: str) -> Iterator[None]:
-    """Around reading: an error becomes an InputError that names the file."""
+def damage(path: Path, what: str, more: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Around reading: an error of DAMAGE or `more` becomes an InputError that names the file."""
     try:
         yield
-    except DAMAGE as e:
+    except DAMAGE + more as e:
         raise InputError(f"{path}: {what} cannot be read ({e}); the download may be cut short. Get it again") from e
 
 

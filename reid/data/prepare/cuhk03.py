@@ -14,13 +14,13 @@ from PIL import Image as PILImage
 from tqdm import tqdm
 
 from reid.data.prepare import market
-from reid.data.prepare.archive import MAX_IMAGE, Source
+from reid.data.prepare.archive import MAX_IMAGE, Source, damage
 from reid.data.prepare.plan import Plan, Split
 from reid.errors import InputError
 
 MAT = "cuhk-03.mat"
-# what h5py and NumPy raise for damaged files
-UNREADABLE = (OSError, KeyError, ValueError, TypeError, IndexError, AttributeError, RuntimeError)
+# what h5py and NumPy raise for a file of another form, besides what damaged files raise
+MALFORMED = (LookupError, TypeError, AttributeError)
 Images = list[tuple[str, int, int]]  # (name, pid, camera from 0)
 Cells = dict[str, h5py.Reference]  # where the pixels of each image are
 
@@ -103,38 +103,30 @@ def cells_of(mat: Path, kind: str) -> Iterator[tuple[str, tuple[int, int], int, 
     The file has five camera pairs of M identities by 10 cells: 1-5 from the first camera
     and 6-10 from the second. Some cells are empty.
     """
-    try:
-        with h5py.File(mat, "r") as file:
-            for pair, reference in enumerate(file[kind][:].ravel(), 1):
-                for identity, row in enumerate(file[reference][:].T, 1):
-                    for number, cell in enumerate(row, 1):
-                        if file[cell].ndim == 3:
-                            view = 1 if number <= 5 else 2
-                            name = f"{pair}_{identity:03d}_{view}_{number:02d}.png"
-                            yield name, (pair, identity), view - 1, cell
-    except UNREADABLE as e:
-        raise InputError(f"{mat} is not a readable {MAT} ({e}); the download may be cut short. Get it again") from e
+    with damage(mat, f"{kind} images", MALFORMED), h5py.File(mat, "r") as file:
+        for pair, reference in enumerate(file[kind][:].ravel(), 1):
+            for identity, row in enumerate(file[reference][:].T, 1):
+                for number, cell in enumerate(row, 1):
+                    if file[cell].ndim == 3:
+                        view = 1 if number <= 5 else 2
+                        name = f"{pair}_{identity:03d}_{view}_{number:02d}.png"
+                        yield name, (pair, identity), view - 1, cell
 
 
 def test_sets(mat: Path) -> list[list[tuple[int, int]]]:
     """(pair, identity), both from 1, of the test identities of each split."""
-    try:
-        with h5py.File(mat, "r") as file:
-            return [[(int(a), int(b)) for a, b in file[ref][:].T] for ref in file["testsets"][:].ravel()]
-    except UNREADABLE as e:
-        raise InputError(f"{mat}: testsets cannot be read ({e}); get the file again") from e
+    with damage(mat, "testsets", MALFORMED), h5py.File(mat, "r") as file:
+        return [[(int(a), int(b)) for a, b in file[ref][:].T] for ref in file["testsets"][:].ravel()]
 
 
 def place(mat: Path, cells: Cells, wanted: dict[str, list[Path]]) -> None:
     """Writes each image as PNG, which is lossless. The file stores (channel, column, row)."""
     with h5py.File(mat, "r") as file:
         for name, paths in tqdm(wanted.items(), "writing", unit=" images", disable=None):
-            try:
+            with damage(mat, f"image {name}", MALFORMED):
                 cell = file[cells[name]]
                 if cell.size > MAX_IMAGE:
                     raise ValueError(f"{cell.shape} is too large for an image of a person")
                 image = PILImage.fromarray(np.ascontiguousarray(cell[:].T))
-            except UNREADABLE as e:
-                raise InputError(f"{mat}: image {name} cannot be read ({e}); get the file again") from e
             for path in paths:
                 image.save(path)
