@@ -53,15 +53,16 @@ def read_dataset(folder: str | Path, split: int = 0, report: Report = stop) -> D
         if not lists[subset]:
             report(f"{folder}: split {split} has no {subset} images; a test needs query and gallery")
     people = {subset: frozenset(image.pid for image in images) for subset, images in lists.items()}
-    if both := sorted(people["trainval"] & (people["query"] | people["gallery"])):
-        report(f"{entry}: pids in both trainval and the test lists: {shortened(both)}; remove them from one")
-    if missing := {i.path for images in lists.values() for i in images if not os.path.isfile(i.path)}:
-        for path in sorted(missing):
-            report(
-                f"{path} is listed but does not exist ({len(missing):,} missing in all); "
-                "restore it, or prepare the dataset again"
-            )
-        lists = {s: [i for i in images if i.path not in missing] for s, images in lists.items()}
+    if both := shortened(sorted(people["trainval"] & (people["query"] | people["gallery"]))):
+        report(f"{entry}: pids in both trainval and the test lists: {both}; remove them from one")
+    paths = {image.path for images in lists.values() for image in images}
+    missing = {path for path in paths if not os.path.isfile(path)}
+    for path in sorted(missing):
+        report(
+            f"{path} is listed but does not exist ({len(missing):,} missing in all); "
+            "restore it, or prepare the dataset again"
+        )
+    lists = {s: [i for i in images if i.path not in missing] for s, images in lists.items()}
 
     distractors = frozenset(i.pid for i in lists["gallery"]) - {i.pid for i in lists["query"]}
     if "distractors" in meta:

@@ -91,7 +91,8 @@ def combine(datasets: Sequence[Dataset]) -> Dataset:
         for subset, images in dataset.subsets.items():
             lists[subset] += [Image(p, pid + first_pid, c + first_camid) for p, pid, c in images]
         distractors |= {pid + first_pid for pid in dataset.distractors}
-        first_pid += 1 + max((i.pid for images in dataset.subsets.values() for i in images), default=-1)
+        highest = max((pid for images in dataset.subsets.values() for _, pid, _ in images), default=-1)
+        first_pid += highest + 1
         first_camid += dataset.num_cameras
     return Dataset(
         name="+".join(dataset.name for dataset in datasets),

@@ -1,6 +1,6 @@
 """CUHK03, with the 767/700 protocol or the 20 classic splits.
 
-Images are inside cuhk-03.mat (MATLAB v7.3). CUHK03-NP has the folders of Market-1501.
+list[ImageRow] are inside cuhk-03.mat (MATLAB v7.3). CUHK03-NP has the folders of Market-1501.
 """
 
 from collections.abc import Iterator
@@ -15,13 +15,12 @@ from tqdm import tqdm
 
 from reid.data.prepare import market
 from reid.data.prepare.archive import MAX_IMAGE, Source, damage
-from reid.data.prepare.plan import Plan, Split
+from reid.data.prepare.plan import ImageRow, Plan, Split
 from reid.errors import InputError
 
 MAT = "cuhk-03.mat"
 # what h5py and NumPy raise for a file of another form, besides what damaged files raise
 MALFORMED = (LookupError, TypeError, AttributeError)
-Images = list[tuple[str, int, int]]  # (name, pid, camera from 0)
 Cells = dict[str, h5py.Reference]  # where the pixels of each image are
 
 
@@ -54,19 +53,20 @@ def find_config(source: Source, kind: str) -> Path:
     )
 
 
-def read_protocol(config: Path) -> tuple[Images, Split]:
+def read_protocol(config: Path) -> tuple[list[ImageRow], Split]:
     try:
         protocol = scipy.io.loadmat(config)
         files = [str(cell.item()) for cell in protocol["filelist"].ravel()]
         pids, cameras = (protocol[key].ravel().astype(int).tolist() for key in ("labels", "camId"))
-        images = [(file, pid, camera - 1) for file, pid, camera in zip(files, pids, cameras, strict=True)]
-        rows = [(protocol[f"{s}_idx"].ravel().astype(int) - 1).tolist() for s in ("train", "query", "gallery")]
+        images = [(file, pid, cam - 1) for file, pid, cam in zip(files, pids, cameras, strict=True)]
+        keys = ("train_idx", "query_idx", "gallery_idx")
+        rows = [(protocol[key].ravel().astype(int) - 1).tolist() for key in keys]
         if not all(0 <= row < len(images) for subset in rows for row in subset):
             raise ValueError(f"an index is outside 1 to {len(images)}")
         if not all(pid >= 0 and camera in (0, 1) for _, pid, camera in images):
             raise ValueError("a label is negative or a camera is not 1 or 2")
         return images, Split(*rows)
-    except Exception as e:  # for a damaged file scipy raises MatReadError, ValueError, zlib.error and others
+    except Exception as e:  # scipy raises MatReadError, zlib.error and others
         raise InputError(f"{config} is not a readable protocol file of CUHK03 ({e}); get it again") from e
 
 
@@ -75,7 +75,7 @@ def plan_classic(source: Source, kind: str) -> Plan:
     mat = find(source, MAT)
     if mat is None:
         raise market.missing_part(source, MAT, [f"{MAT} (cuhk03_release.zip)"])
-    images: Images = []
+    images: list[ImageRow] = []
     cells: Cells = {}
     pids: dict[tuple[int, int], int] = {}  # (pair, identity) -> pid from 1, as in the new protocol
     for file, person, camera, cell in cells_of(mat, kind):

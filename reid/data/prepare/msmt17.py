@@ -1,4 +1,4 @@
-"""MSMT17: list_{train,val,query,gallery}.txt beside the image folders. V1 shows faces, V2 blurs them."""
+"""MSMT17: list_{train,val,query,gallery}.txt beside the image folders. V2 blurs the faces."""
 
 import re
 

@@ -108,16 +108,18 @@ def as_pattern(template: str) -> re.Pattern:
 
 
 def rows_of_list(path: Path) -> list[Row]:
-    """Rows of a CSV file with the columns path, pid and optionally camid, or of a JSON list of such objects.
+    """Rows of a CSV file, or of a JSON list of objects, with path, pid and optionally camid.
 
-    Paths are absolute or relative to the folder of the list. Raises InputError with the bad entries.
+    Paths are absolute, or relative to the folder of the list. Raises InputError with the bad
+    entries.
     """
     rows: list[Row] = []
     problems: list[str] = []
     entries = entries_of_list(path)
     for where, entry in entries:
         values = entry if isinstance(entry, dict) else {}
-        name, pid, camera = ("" if (v := values.get(key)) is None else str(v) for key in ("path", "pid", "camid"))
+        found = (values.get(key) for key in ("path", "pid", "camid"))
+        name, pid, camera = ("" if value is None else str(value) for value in found)
         if not name or not pid:
             problems.append(f"{where}: {json.dumps(entry, default=str):.100} has no path or no pid")
         elif not (path.parent / name).is_file():

@@ -1,4 +1,4 @@
-"""What a source holds (a Plan), its counts beside the published ones, and the rules that it must meet."""
+"""What a source holds (a Plan), and its counts beside the published ones."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from reid.data.published import PUBLISHED, Counts, differences
 from reid.data.records import SUBSETS
 from reid.errors import InputError
 
+ImageRow = tuple[str, int, int]  # (name in the source, pid, camera from 0)
 Place = Callable[[dict[str, list[Path]]], None]  # brings each named image to the given paths
 
 
@@ -30,7 +31,7 @@ class Split:
 class Plan:
     """The images of a source and their subsets."""
 
-    images: list[tuple[str, int, int]]  # (name in the source, pid, camera from 0)
+    images: list[ImageRow]
     splits: list[Split]
     num_cameras: int
     dropped: Counter = field(default_factory=Counter)  # {reason: images}
@@ -65,11 +66,12 @@ def table(name: str, plan: Plan) -> str:
 
 
 def assert_sound(name: str, plan: Plan, source: Path) -> None:
-    """Raises InputError if training and test share identities, or counts are not the published ones."""
+    """Raises InputError for identities in training and test, or other counts than published."""
     for number, split in enumerate(plan.splits):
-        train, query, gallery = ({plan.images[i][1] for i in rows} for rows in split.subsets.values())
-        if both := sorted(train & (query | gallery)):
-            raise InputError(f"{source}: pids in both training and test: {shortened(both)}; remove them from one")
+        train = {plan.images[i][1] for i in split.trainval}
+        test = {plan.images[i][1] for i in split.query + split.gallery}
+        if both := shortened(sorted(train & test)):
+            raise InputError(f"{source}: pids in both training and test: {both}; remove them from one")
         counts = plan.counts(number)
         pids, images = counts["gallery"]
         counts["gallery"] = (pids, images - plan.extra)

@@ -5,11 +5,12 @@ from collections import defaultdict
 
 from reid.data.messages import shortened
 from reid.data.prepare.own import Row
-from reid.data.prepare.plan import Plan, Split
+from reid.data.prepare.plan import ImageRow, Plan, Split
 from reid.errors import InputError
 
 JUNK = "-1"  # label of images that show no identity
 MOST_PID = 100_000  # smaller whole numbers are kept as pids; other labels are numbered
+ByCamera = dict[int, list[int]]  # {camera: rows of the images of one identity}
 NO_CAMERAS = "no cameras were given: each query counts as camera 0 and the gallery as camera 1"
 
 
@@ -36,13 +37,13 @@ def plan_own(rows: list[Row], test_share: float, seed: int) -> tuple[Plan, str]:
     return plan, understood(kept, pids, cameras)
 
 
-def draw_split(images: list[tuple[str, int, int]], with_cameras: bool, test_share: float, seed: int) -> Split:
+def draw_split(images: list[ImageRow], with_cameras: bool, test_share: float, seed: int) -> Split:
     """The test gets about test_share of the identities, drawn from those with a possible match.
 
     Each camera with two images of a test identity gives one query, so every query has a
     match from another camera in the gallery.
     """
-    places: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))  # pid -> camera -> rows
+    places: dict[int, ByCamera] = defaultdict(lambda: defaultdict(list))
     for i, (_, pid, camid) in enumerate(images):
         places[pid][camid].append(i)
     able = [pid for pid in sorted(places) if len(places[pid] if with_cameras else places[pid][0]) > 1]
@@ -67,7 +68,7 @@ def draw_split(images: list[tuple[str, int, int]], with_cameras: bool, test_shar
     return split
 
 
-def draw_queries(by_camera: dict[int, list[int]], rng: random.Random) -> list[int]:
+def draw_queries(by_camera: ByCamera, rng: random.Random) -> list[int]:
     """One row of each camera that has two; if no camera has two, one row of one camera."""
     several = [rows for rows in by_camera.values() if len(rows) > 1]
     return [rng.choice(rows) for rows in several or [rng.choice(list(by_camera.values()))]]

@@ -7,6 +7,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from reid.data.prepare.plan import Place, Plan
 from reid.data.records import SUBSETS
@@ -35,9 +36,12 @@ def write(name: str, plan: Plan, folder: Path, place: Place) -> None:
     place(wanted)
 
     tests = [{s: [rows[i] for i in split.subsets[s]] for s in SUBSETS[1:]} for split in plan.splits]
-    splits = [{s: sorted({rows[i][1] for i in some}) for s, some in split.subsets.items()} for split in plan.splits]
-    distractors = sorted(set(splits[0]["gallery"]) - set(splits[0]["query"])) if len(splits) == 1 else []
-    meta = {"name": name, "shot": "multiple", "num_cameras": plan.num_cameras, "distractors": distractors}
+    splits = []
+    for split in plan.splits:
+        splits.append({s: sorted({rows[i][1] for i in some}) for s, some in split.subsets.items()})
+    meta: dict[str, Any] = {"name": name, "shot": "multiple", "num_cameras": plan.num_cameras, "distractors": []}
+    if len(splits) == 1:
+        meta["distractors"] = sorted(set(splits[0]["gallery"]) - set(splits[0]["query"]))
     if plan.note:
         meta["note"] = plan.note
     meta["identities"] = identities
