@@ -50,9 +50,9 @@ def reference(kind: bytes = b"ctorch\nFloatStorage\n", key: bytes = text("0"), c
     return b"(" + text("storage") + kind + key + text("cpu") + count + b"tQ"
 
 
-def one_tensor(size: bytes, stride: bytes = b"K\x01\x85", offset: bytes = b"K\x00") -> bytes:
+def one_tensor(size: bytes, stride: bytes = b"K\x01\x85") -> bytes:
     """Opcodes that make a tensor."""
-    return b"ctorch._utils\n_rebuild_tensor\n(" + reference() + offset + size + stride + b"tR"
+    return b"ctorch._utils\n_rebuild_tensor\n(" + reference() + b"K\x00" + size + stride + b"tR"
 
 
 def in_legacy(payload: bytes) -> bytes:
@@ -256,6 +256,7 @@ def hostile() -> dict[str, tuple[str, bytes]]:
     many = b"".join(text(str(i)) + b"h\x00" for i in range(10_000))
     names = b"".join(b"c%d\na\n0" % i for i in range(20_000))
     twice = (net + modules + item + text("b") + b"h\x00ssbq\x00") * 60  # each module has the one before twice
+    chain = (net + modules + text("a" * 400) + b"h\x00ssbq\x00") * 60
     subclass = b"ctorch._tensor\n_rebuild_from_type_v2\n"
     bodies = {
         "shared modules": ("too many modules", net + parameters + b"sbq\x00" + twice),
@@ -263,6 +264,7 @@ def hostile() -> dict[str, tuple[str, bytes]]:
             "too long names",
             net + parameters + text("a" * 200_000) + empty + b"ssbq\x00" + net + modules + b"(" + many + b"usb",
         ),
+        "long prefixes": ("too long names", net + modules + b"sbq\x00" + chain),
         "many classes": ("10000 classes", names + b"N"),
         "one tensor with many names": (
             "larger than the file",
@@ -272,6 +274,11 @@ def hostile() -> dict[str, tuple[str, bytes]]:
         "text as size": (
             "impossible shape",
             b"}" + text("a") + one_tensor(text("ab") + b"J\xff\xff\xff\x7f\x86") + b"s",
+        ),
+        "fewer strides": ("impossible shape", b"}" + text("a") + one_tensor(b"K\x01K\x01\x86") + b"s"),
+        "tensor of a tensor": (
+            "without a storage",
+            b"}" + text("a") + one_tensor(b"K\x01\x85").replace(reference(), one_tensor(b"K\x01\x85")) + b"s",
         ),
         "checkpoint in itself": (r"found 0 in \(dict\)", b"}q\x00" + model + b"h\x00s"),
         "deep checkpoints": (r"found 0 in \(dict\)", b"}" + (b"q\x00}" + model + b"h\x00s") * 20_000),
@@ -326,9 +333,14 @@ def test_pairs_are_not_copied_again():
 def test_storage_keys_of_the_older_layout(tmp_path):
     """The list of storages after the object is a pickle, too."""
     file, start = tmp_path / "m.pth", in_legacy(pickle.dumps({}, 2))[: -len(pickle.dumps([], 2))]
-    for keys in ([None], [("0",)], 3, ["0"]):
+    for keys, match in [
+        ([None], "not a string"),
+        ([("0",)], "not a string"),
+        (3, "TypeError"),
+        (["0"], "KeyError: '0'"),
+    ]:
         file.write_bytes(start + pickle.dumps(keys, 2) + struct.pack("<qff", 2, 1.5, 2.5))
-        with pytest.raises(InputError, match="cannot be read as weights"):
+        with pytest.raises(InputError, match=match):
             read_foreign(file)
 
 
@@ -384,7 +396,14 @@ def test_damaged_files(tmp_path):
         read_foreign(tmp_path / "none.pth")
 
 
-LIES = [(0, (2, 3), (3, 2)), (1, (2, 3), (3, 1)), (-1, (2,), (1,)), (5, (2,), (-1,)), (0, (2**40,), (0,))]
+LIES = [
+    (0, (2, 3), (3, 2)),
+    (0, (2, 2), (2**47, 2**47)),
+    (1, (2, 3), (3, 1)),
+    (-1, (2,), (1,)),
+    (5, (2,), (-1,)),
+    (0, (2**40,), (0,)),
+]
 
 
 @pytest.mark.parametrize("lie", LIES)
@@ -398,7 +417,7 @@ def test_tensors_stay_inside_their_storage(lie, tmp_path):
     end = content.index(b"\x85", content.index(b"\x85", at) + 1) + 1
     assert content[at:end].startswith(before[:4])
     file.write_bytes(content[:at] + offset + size + stride + content[end:])
-    with pytest.raises(InputError, match=r"storage|impossible|larger"):
+    with pytest.raises(InputError, match=r"ends after its storage|impossible|larger than the file"):
         read_foreign(file)
 
 
@@ -443,13 +462,13 @@ def test_ordinary_values_beside_weights(what, form, tmp_path):
 
 
 def test_names_of_other_versions(tmp_path):
-    """Python 3.13's paths, numpy before 2, and an OrderedDict as Python 2 wrote it."""
+    """Python 3.13's paths, numpy before 2, and an OrderedDict and a string as Python 2 wrote them."""
     path = b"cpathlib._local\nPosixPath\n(X\x01\x00\x00\x00atR"
     scalar = b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\nX\x02\x00\x00\x00f8K\x00K\x01\x87R0NtR"
     tensor = one_tensor(b"K\x02\x85")
-    pairs = b"](](" + text("p") + path + b"e](" + text("s") + scalar + b"e](" + text("w") + tensor + b"ee"
+    pairs = b"](](" + text("p") + path + b"e](U\x01\xe9Ne](" + text("s") + scalar + b"e](" + text("w") + tensor + b"ee"
     content = b"\x80\x02ccollections\nOrderedDict\n" + pairs + b"\x85R."
     pickles = [*(pickle.dumps(x, 2) for x in (MAGIC, PROTOCOL, SYSTEM)), content, pickle.dumps(["0"], 2)]
     (tmp_path / "m.pth").write_bytes(b"".join(pickles) + struct.pack("<qff", 2, 1.5, 2.5))
     state, other = read_foreign(tmp_path / "m.pth")
-    assert state["w"].tolist() == [1.5, 2.5] and other == ["p", "s"]
+    assert state["w"].tolist() == [1.5, 2.5] and other == ["p", "é", "s"]
