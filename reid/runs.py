@@ -7,6 +7,7 @@ import time
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from reid.config import Config
 from reid.errors import InputError, MissingInput

@@ -7,16 +7,7 @@ import h5py
 import pytest
 
 from reid.errors import InputError, MissingInput
-from reid.evaluation.record import (
-    UNKNOWN,
-    USUAL,
-    Record,
-    Scoring,
-    differences,
-    folder_for,
-    read_record,
-    words,
-)
+from reid.evaluation.record import UNKNOWN, USUAL, Record, Scoring, differences, folder_for, read_record, words
 
 RECORD = Record(
     dataset="market1501",
@@ -177,7 +168,8 @@ def test_two_records_never_share_a_folder(tmp_path, caplog, name):
         "eval-a_occlude-2",
     ]
     assert [folder_for(base, record, RECORD) for record in records] == places
-    assert f"{base} holds another evaluation; this one, with dataset cuhk03 instead of market1501, goes to" in caplog.text
+    said = f"{base} holds another evaluation; this one, with dataset cuhk03 instead of market1501, goes to"
+    assert said in caplog.text
 
 
 def test_the_usual_name_may_be_held_by_another_precision(tmp_path):
