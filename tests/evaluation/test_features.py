@@ -132,7 +132,7 @@ def test_signal_ends_after_the_batch(tmp_path, number):
     assert model.images == 2 * (COUNT - 24)
 
 
-def test_two_at_once_share_the_work(tmp_path, capfd):
+def test_two_at_once_share_the_work(tmp_path, caplog):
     """The second of two equal commands waits, and takes what the first has made."""
     path, models = tmp_path / "features.h5", [Slots(), Slots()]
 
@@ -143,7 +143,7 @@ def test_two_at_once_share_the_work(tmp_path, capfd):
         first, second = pool.map(work, models)
     np.testing.assert_array_equal(first, second)
     assert sorted(model.images for model in models) == [0, 2 * COUNT]
-    assert "waiting for another process" in capfd.readouterr().err and os.listdir(tmp_path) == ["features.h5"]
+    assert "waiting for another process" in caplog.text and os.listdir(tmp_path) == ["features.h5"]
 
 
 def test_killed_extraction_equals_the_straight_one(tmp_path):
