@@ -27,13 +27,17 @@ def installed(package: str) -> str | None:
 
 def commit() -> str | None:
     """The commit of the source, with '+' if files differ from it; None outside a git checkout."""
-    git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return revision.stdout.strip() + ("+" if changed.stdout else "")
+
+
+def git(*arguments: str) -> str:
+    """Output of git in the folder of the source."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    done = subprocess.run(command, capture_output=True, check=True, encoding="utf-8", errors="replace")
+    return done.stdout.strip()
 
 
 def note_versions(folder: Path, used: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """One training step: forward pass, losses, backward pass, guard, update. Reads no files and no images."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ class TrainStep:
         self.optimizer = self.build_optimizer()
         self.centers: Tensor | None = None  # (K, S, D) of the center loss, created in the first step
         if config.compile:
-            model.base.compile()
+            model.get_submodule("base").compile()
         self.module = model
         if here.size > 1:
             devices = None if device.index is None else [device.index]
@@ -53,7 +54,7 @@ class TrainStep:
     def build_optimizer(self) -> torch.optim.Optimizer:
         """The optimiser of the configuration, with the backbone as group 0 and the heads as group 1."""
         c, model = self.config, self.model
-        backbone = list(model.base.parameters())
+        backbone = list(model.get_submodule("base").parameters())
         heads = [p for name, p in model.named_parameters() if not name.startswith("base.") and p.requires_grad]
         self.parameters = backbone + heads
         groups = [{"params": backbone}, {"params": heads}]
@@ -95,12 +96,12 @@ class TrainStep:
         processes.
         """
         c, size = self.config, self.here.size
-        weights = {"triplet_weight": c.triplet_weight, "ce_weight": c.ce_weight}
+        weighted = partial(objective, triplet_weight=c.triplet_weight, ce_weight=c.ce_weight)
         triplet = batch_hard_triplet(everyone, everyones, c.margin).sum()
         cross_entropy = identity_loss(logits, labels, c.smoothing).sum()
-        loss = objective(size * triplet, cross_entropy, **weights)
+        loss = weighted(size * triplet, cross_entropy)
         terms = {"triplet": triplet.detach(), "cross_entropy": cross_entropy.detach()}
-        terms["loss"] = objective(**terms, **weights)
+        terms["loss"] = weighted(triplet.detach(), cross_entropy.detach())
         if c.center_weight:
             if self.centers is None:
                 self.centers = everyone.new_zeros(logits.shape[2], *everyone.shape[1:])
@@ -111,7 +112,7 @@ class TrainStep:
 
     def guard(self, terms: dict[str, Tensor]) -> None:
         """Sets `bad` if a gradient is not finite, and keeps the terms of the first such step."""
-        norm = get_total_norm([p.grad for p in self.parameters])
+        norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         shown = {**terms, "gradient": norm}
         self.bad_terms = {k: torch.where(self.bad > 0, self.bad_terms.get(k, v), v) for k, v in shown.items()}
         self.bad.copy_(torch.maximum(self.bad, (~norm.isfinite()).float()))

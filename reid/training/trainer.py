@@ -83,7 +83,7 @@ class Trainer:
 
         torch.manual_seed(config.seed)
         self.outputs = config.classes or len(self.classes)
-        model = build_model(config, self.outputs).to(device, memory_format=torch.channels_last)
+        model = build_model(config, self.outputs).to(device).to(memory_format=torch.channels_last)
         self.train_step = TrainStep(model, config, device, here)
         self.model = self.train_step.model
 
@@ -109,7 +109,7 @@ class Trainer:
         c, say = self.config, self.run.say
         say(f"run folder {self.run.folder}")
         if not (c.resume and self.resume()):
-            say(load_pretrained(self.model.base, c.backbone, c.pretrained))
+            say(load_pretrained(self.model.get_submodule("base"), c.backbone, c.pretrained))
         say(str(self.dataset))
         processes = f"{self.here.size} processes" if self.here.size > 1 else "one process"
         say(
@@ -125,7 +125,7 @@ class Trainer:
         c = self.config
         epoch, done = self.step // self.steps_in_epoch + 1, self.step % self.steps_in_epoch
         batches = epoch_batches(c, self.pids, epoch)[done : done + self.total - self.step]
-        mine = [batch[self.here.share(len(batch))] for batch in batches]
+        mine = [batch[self.here.share(len(batch))].tolist() for batch in batches]
         sums: dict[str, Tensor] = {}
         counted = 0
         for batch, rows, pixels in zip(batches, mine, store.batches(mine), strict=True):
@@ -150,7 +150,7 @@ class Trainer:
             self.validate(epoch)
         self.save()
 
-    def one_step(self, epoch: int, n: int, rows: np.ndarray, pixels: Tensor) -> dict[str, Tensor]:
+    def one_step(self, epoch: int, n: int, rows: list[int], pixels: Tensor) -> dict[str, Tensor]:
         """One step on this process's rows of a global batch of n images; returns the terms of the loss."""
         images = self.prepare(pixels, epoch, n)
         labels = self.labels[torch.as_tensor(rows, device=self.device)]
