@@ -9,13 +9,14 @@ from torch.nn import functional as F
 
 from reid.bench.measure import side_by_side, table
 from reid.bench.plain import PlainHeads, PlainRRID, plain_loss
-from reid.config import BACKBONES, Config
+from reid.config import Config
 from reid.data.transforms import augment, draw_augmentation, normalise
 from reid.device import DEVICES, Hardware, autocast, find_hardware, set_up
 from reid.losses import batch_hard_triplet, identity_loss, objective
 from reid.models import build_model
 from reid.models.backbone import build_backbone
 from reid.training.step import TrainStep
+from reid.variants import BACKBONES
 
 CLASSES = 751
 

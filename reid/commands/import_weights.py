@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from reid.config import BACKBONES, Config
+from reid.config import Config
 from reid.errors import InputError
 from reid.files import atomic_file, sha256, writing
 from reid.models import build_model
@@ -22,6 +22,7 @@ from reid.models.layers import check_height
 from reid.models.published import from_published, is_published
 from reid.models.tensors import save_tensors
 from reid.models.weights import fill, read_any, save_weights
+from reid.variants import BACKBONES
 
 
 def add_arguments(parser) -> None:
