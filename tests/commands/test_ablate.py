@@ -163,7 +163,7 @@ def test_covered_bands(ablated, script, tmp_path, monkeypatch):
     assert not covered(rows)
     done = script("reid/__main__.py", "table", ablated[0], "--figure", tmp_path / "x.png")
     assert done.returncode == 2 and "--occlude" in done.stderr
-    monkeypatch.setattr("reid.report.table.read_runs", lambda paths: (scored, []))
+    monkeypatch.setattr("reid.commands.table.read_runs", lambda paths: (scored, []))
     done = script("reid/__main__.py", "table", ablated[0], "--figure", tmp_path / "x.png")
     assert done.returncode == 0 and (tmp_path / "x.png").stat().st_size > 10_000
     assert "occlude" not in done.stdout.split("mAP with one sixth")[0]
