@@ -11,9 +11,8 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, get_args
 
 from reid.errors import InputError
+from reid.variants import CHOICES, MODELS, check_model
 
-MODELS = ("rrid", "baseline", "strong_baseline", "pcb", "mgn")
-BACKBONES = ("resnet50", "resnet18", "resnet34", "resnet101", "mobilenet_v2", "efficientnet_v2_s")
 BOTH = ("train", "evaluate")
 
 
@@ -59,17 +58,17 @@ class Config:
     cache: str = option("auto", "run", "where decoded training images are kept", ("auto", "none", "ram", "gpu"))
 
     model: str = option("rrid", "model", "the method; each brings its recipe", MODELS)
-    backbone: str = option("resnet50", "model", "torchvision network before the heads", BACKBONES)
+    backbone: str = option("resnet50", "model", "torchvision network before the heads", CHOICES["backbone"])
     pretrained: str = option("auto", "model", "auto: pretrained/, then download; none; or a weights file")
-    last_stride: int = option(1, "model", "of the backbone's last stage (baseline, strong_baseline)", (1, 2))
-    stripes: tuple[int, ...] = option((6, 4, 2), "model", "stripe counts, each >= 2 (rrid, pcb, mgn)", minimum=2)
-    relation: str = option("one_vs_rest", "model", "relation of a part to the others", ("one_vs_rest", "none"))
-    pooling: str = option("gcp", "model", "the whole-body feature", ("gcp", "max", "avg", "none"))
-    contrast: str = option(
-        "mean_of_rest", "model", "what GCP contrasts the maximum with", ("mean_of_rest", "mean_minus_max")
+    last_stride: int = option(
+        1, "model", "of the backbone's last stage (baseline, strong_baseline)", CHOICES["last_stride"]
     )
-    ce_on: str = option("all", "model", "features with classifiers: q, a and b, or only q", ("all", "final"))
-    neck: str = option("none", "model", "batch norm before the classifier (strong_baseline)", ("none", "bnneck"))
+    stripes: tuple[int, ...] = option((6, 4, 2), "model", "stripe counts, each >= 2 (rrid, pcb, mgn)", minimum=2)
+    relation: str = option("one_vs_rest", "model", "relation of a part to the others", CHOICES["relation"])
+    pooling: str = option("gcp", "model", "the whole-body feature", CHOICES["pooling"])
+    contrast: str = option("mean_of_rest", "model", "what GCP contrasts the maximum with", CHOICES["contrast"])
+    ce_on: str = option("all", "model", "features with classifiers: q, a and b, or only q", CHOICES["ce_on"])
+    neck: str = option("none", "model", "batch norm before the classifier (strong_baseline)", CHOICES["neck"])
     classes: int = option(0, "model", "outputs of a classifier (0: one for each identity)", minimum=0)
 
     epochs: int = option(80, "training", "passes; an epoch has 4 x images / batch_size steps", minimum=1)
@@ -151,10 +150,11 @@ class Config:
         for wrong, message in self.contradictions():
             if wrong:
                 raise InputError(message)
+        check_model(self.model, self.stripes, **{name: getattr(self, name) for name in CHOICES})
 
     def contradictions(self) -> Iterator[tuple[bool, str]]:
         """(whether it holds, what to say) for settings that do not go together."""
-        size, k, counts = self.batch_size, self.batch_sample, " ".join(map(str, self.stripes))
+        size, k = self.batch_size, self.batch_sample
         yield (
             size % k > 0 and self.sampler == "pk",
             (f"--batch_size {size} is not a multiple of --batch_sample {k}; use --batch_size {-(-size // k) * k}"),
@@ -182,19 +182,6 @@ class Config:
 
         ids = " ".join(map(str, self.gpus))
         yield self.device == "cpu" and bool(self.gpus), f"--device cpu has no GPUs; leave --gpus {ids} out"
-        least, most = {"rrid": (1, 99), "mgn": (1, 99), "pcb": (1, 1)}.get(self.model, (0, 0))
-        yield len(self.stripes) < least, f"--model {self.model} needs a stripe count, for example --stripes 6"
-        yield len(self.stripes) > most, f"--stripes {counts}: --model {self.model} takes {most or 'none'}"
-        yield len(set(self.stripes)) < len(self.stripes), f"--stripes {counts} names a stripe count twice"
-        owners = {"relation": "rrid", "pooling": "rrid", "contrast": "rrid", "ce_on": "rrid", "neck": "strong_baseline"}
-        defaults = {f.name: f.default for f in fields(self)}
-        for name, owner in owners.items():
-            changed = getattr(self, name) != defaults[name]
-            yield changed and self.model != owner, f"--{name} belongs to --model {owner}, not to {self.model}"
-        yield (
-            self.last_stride != 1 and "baseline" not in self.model,
-            (f"--last_stride {self.last_stride}: --model {self.model} is defined on the map of stride 16"),
-        )
 
     @property
     def datasets(self) -> str:

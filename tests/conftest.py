@@ -21,7 +21,7 @@ from reid.config import Config
 from reid.data.loader import decode
 from reid.data.transforms import normalise
 from reid.models import build_model
-from reid.models.weights import load, read_weights, save_weights
+from reid.models.weights import load_checkpoint, read_weights, save_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -184,7 +184,7 @@ def weights(tmp_path_factory):
 
 
 def state_of(path):
-    return load(path)["state"]
+    return load_checkpoint(path)["state"]
 
 
 def same(a, b):

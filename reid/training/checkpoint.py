@@ -6,7 +6,7 @@ from typing import Any
 
 from reid.config import Config
 from reid.errors import InputError
-from reid.models.weights import load
+from reid.models.weights import load_checkpoint
 
 KEYS = {"config", "fingerprint", "state", "training", "step", "best"}
 
@@ -19,7 +19,7 @@ def load_latest(folder: Path, say: Callable[[str], None]) -> dict[str, Any] | No
     files = [p for p in (folder / "checkpoint.pth", folder / "previous.pth") if p.exists()]
     for path in files:
         try:
-            return load(path)
+            return load_checkpoint(path)
         except InputError as e:
             if path == files[-1]:
                 raise

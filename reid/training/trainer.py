@@ -211,7 +211,7 @@ class Trainer:
             self.best = mean_ap
             best = {**self.weights(), "step": self.step, "map": mean_ap}
             if self.here.first:
-                weights.save(self.run.folder / "best.pth", best)
+                weights.save_checkpoint(self.run.folder / "best.pth", best)
 
     def weights(self) -> dict[str, Any]:
         return {"config": self.config.to_json(), "classes": self.outputs, "state": self.model.state_dict()}
@@ -229,7 +229,7 @@ class Trainer:
             "precision": self.train_step.precision,
         }
         if self.here.first:
-            weights.save(self.run.folder / "checkpoint.pth", content, self.run.folder / "previous.pth")
+            weights.save_checkpoint(self.run.folder / "checkpoint.pth", content, self.run.folder / "previous.pth")
 
     def resume(self) -> bool:
         """Continues from the last checkpoint; false if there is none. Raises InputError if it does not fit."""
@@ -259,7 +259,7 @@ class Trainer:
         chosen, path = self.weights(), self.run.folder / "weights.pth"
         if self.here.first:
             if self.validates:
-                best = weights.load(self.run.folder / "best.pth")
+                best = weights.load_checkpoint(self.run.folder / "best.pth")
                 chosen["state"] = best["state"]
                 self.run.say(f"kept the weights of step {best['step']}, held-out mAP {best['map']:.4f}")
             weights.save_weights(path, chosen)

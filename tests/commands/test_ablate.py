@@ -1,10 +1,9 @@
-"""The ablation through the real command, and its table."""
+"""The ablation through its command, and its table."""
 
 import csv
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -13,13 +12,15 @@ from dataclasses import replace
 import pytest
 from conftest import ROOT, run_here
 
-from reid.commands.ablate import Cell, find_run, parse_vary, plan, work_place
+from reid.commands.ablate import parse_vary
+from reid.commands.cells import Cell, find_run, plan, work_place
 from reid.config import Config
 from reid.errors import InputError, MissingInput
 from reid.evaluation.record import USUAL, Record, Scoring
 from reid.files import locked
 from reid.profiles import from_flags, run_name
 from reid.report.table import COLUMNS, covered, markdown, read_runs, summary
+from reid.signals import child_options, stop_child
 
 
 def ablate(*argv, **options) -> subprocess.CompletedProcess:
@@ -68,7 +69,7 @@ def test_methods_bring_their_recipes():
     assert cells[1].config.stripes == (6,) and cells[2].config.optimizer == "adam"
 
 
-def test_impossible_cells_are_told():
+def test_impossible_cells_are_listed():
     factors = [("stripes", [(6,), (5,)]), ("relation", ["nnone"])]
     cells, impossible = plan({}, factors, grid=False, seeds=1)
     assert [c.name for c in cells] == ["paper", "stripes-6"]
@@ -84,12 +85,12 @@ def ablated(small_run, tmp_path_factory):
     logs = tmp_path_factory.mktemp("ablation")
     flags = [*small_run, "--max_steps", 1, "--exp_dir", logs, "--vary", "relation=none,nine", "--seeds", 2]
 
-    def cell(argv, children, quiet):
+    def run(children, argv):
         done = run_here("reid/__main__.py", *argv)
         return done.returncode, done.stderr
 
     with pytest.MonkeyPatch.context() as m:  # other tests start real processes
-        m.setattr("reid.commands.ablate.run_command", cell)
+        m.setattr("reid.commands.children.Children.run", run)
         command = ["reid/__main__.py", "ablate", *flags]
         return logs, run_here(*command, "--csv", logs / "t.csv"), run_here(*command)
 
@@ -171,7 +172,7 @@ def test_covered_bands(ablated, script, tmp_path, monkeypatch):
 
 
 def test_a_run_counts_once(ablated, script, tmp_path):
-    """Named twice, or copied, it is no second seed; a damaged one is told and does not end the others."""
+    """Named twice, or copied, it is not a second seed; a damaged run is reported, the others are read."""
     logs = ablated[0]
     twin, damaged = tmp_path / "logs" / "twin", tmp_path / "logs" / "damaged"
     run = sorted(p.parent for p in logs.glob("tiny/*/weights.pth"))[0]
@@ -221,7 +222,7 @@ def test_a_test_is_what_its_record_says(ablated, tmp_path):
     assert tests[0] != tests[1] and "x precision-bf16" in tests
 
 
-def test_a_cell_at_work_elsewhere_is_left_alone(ablated, small_run):
+def test_a_cell_that_another_process_runs_is_left_alone(ablated, small_run):
     flags = [*small_run, "--max_steps", 1, "--exp_dir", ablated[0], "--vary", "relation=none", "--seeds", 2]
     run = next(p.parent for p in ablated[0].glob("tiny/*/weights.pth"))
     config = Config.from_json(json.loads((run / "config.json").read_text()), "config.json")
@@ -231,8 +232,8 @@ def test_a_cell_at_work_elsewhere_is_left_alone(ablated, small_run):
     assert "Traceback" not in done.stderr
 
 
-def test_published_numbers_stand_beside(ablated):
-    """Beside the method itself on the published data; not beside a variant, nor on other data."""
+def test_published_numbers_in_the_table(ablated):
+    """In the rows of the method itself on the published data, not for variants or other data."""
     row = read_runs([ablated[0]])[0][0]
 
     def published(config, test):
@@ -245,23 +246,36 @@ def test_published_numbers_stand_beside(ablated):
     assert published(Config(), "tiny")["published mAP/Rank-1"] == ""
 
 
-def test_a_broken_cell_does_not_end_the_others(small_run, tmp_path):
+def test_an_installed_package_needs_no_clone(small_run, tmp_path):
+    """The cells are found and run from a folder without the project's files."""
+    flags = [*small_run, "--max_steps", "1", "--exp_dir", "logs", "--vary", "relation=one_vs_rest"]
+    command = [sys.executable, "-m", "reid", "ablate", *flags]
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("| rrid |") == 1
+    assert (tmp_path / "logs/tiny/paper/eval-tiny/result.json").is_file()
+
+
+def test_a_failed_cell_does_not_stop_the_others(small_run, tmp_path):
     flags = [*small_run, "--max_steps", 2, "--exp_dir", tmp_path, "--vary", "lr=1e30", "--jobs", 2]
     done = ablate(*flags)
     assert done.returncode == 1
-    assert "lr-1e+30: exit code 1: " in done.stdout and "not finite" in done.stdout
+    assert "failed      lr-1e+30: exit code 1: " in done.stdout and "not finite" in done.stdout
     assert "Traceback" not in done.stderr
     assert done.stdout.count("| rrid |") == 1 and "unfinished" in done.stdout
 
 
-def test_stopped_cells_go_on(small_run, tmp_path):
+def test_stopped_cells_are_continued(small_run, tmp_path):
     flags = [*small_run, "--max_steps", 30, "--exp_dir", tmp_path, "--vary", "relation=one_vs_rest"]
     command = [sys.executable, "-m", "reid", "ablate", *map(str, flags)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **child_options()
+    ) as child:
         deadline = time.monotonic() + 60
         while not list(tmp_path.glob("tiny/*/metrics.jsonl")) and time.monotonic() < deadline:
             time.sleep(0.05)
-        os.kill(child.pid, signal.SIGTERM)
+        stop_child(child)
         _, err = child.communicate(timeout=60)
     assert child.returncode == 130 and "the same command continues" in err
     (folder,) = tmp_path.glob("tiny/*")

@@ -23,6 +23,7 @@ from reid.models.rrid import RRID
 from reid.report import facts, lists, slots
 from reid.report import write as command
 from reid.report.published import published
+from reid.variants import Variant
 
 BANDS = [(0, 0.5), (0.5, 1), (0, 1)]
 
@@ -112,7 +113,7 @@ def test_bands_of_the_model_follow_its_slots():
     names = [f"{i} of {n}" for n in (6, 4, 2) for i in range(1, n + 1)] + 3 * ["whole"]
     assert [name for _, name in slots.names(bands)] == names
     np.testing.assert_allclose(bands[6], (0, 0.25))
-    assert len(RRID(0, (2,), "resnet18", pooling="none").bands) == 2
+    assert len(RRID(0, (2,), "resnet18", Variant(pooling="none")).bands) == 2
 
 
 @pytest.mark.parametrize("rerank", [False, True])
