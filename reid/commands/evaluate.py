@@ -59,6 +59,7 @@ def evaluate_features(config: Config, dataset: str = "") -> int:
 
 def score(features, config: Config, device, folder: Path, dataset: str) -> int:
     """Prints and saves the Result; settings other than the defaults get a folder of their own."""
+    from reid.evaluation.record import Scoring
     from reid.evaluation.results import evaluate
     from reid.files import writing
 
@@ -67,15 +68,17 @@ def score(features, config: Config, device, folder: Path, dataset: str) -> int:
     folder = folder.with_name("_".join([folder.name, *(k if v is True else f"{k}-{v}" for k, v in other)]))
     result = evaluate(
         features,
-        config.ap,
-        config.cmc,
-        config.metric,
-        config.rerank,
-        config.query_expansion,
-        not config.no_cameras,
-        config.camera_pairs,
-        config.fpr,
-        device if device.type == "cuda" else None,
+        Scoring(
+            ap=config.ap,
+            cmc=config.cmc,
+            metric=config.metric,
+            rerank=config.rerank,
+            query_expansion=config.query_expansion,
+            cameras=not config.no_cameras,
+        ),
+        camera_pairs=config.camera_pairs,
+        fpr=config.fpr,
+        device=device if device.type == "cuda" else None,
     )
     with writing(folder):
         result.save(folder)

@@ -12,6 +12,7 @@ import numpy as np
 
 from reid.errors import InputError, MissingInput
 from reid.evaluation.foreign import read_mat, read_npz
+from reid.evaluation.record import UNKNOWN, Record
 from reid.evaluation.store import ROWS, read_h5
 
 UNREADABLE = (OSError, ValueError, EOFError, TypeError, AttributeError, IndexError, BadZipFile, zlib.error,
@@ -40,12 +41,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Features:
-    """A test's features. attrs says what made them: slots (S, D), bands (S, 2), flip, weights (SHA-256), dataset
-    (fingerprint)."""
+    """A test's features. attrs: slots (S, D) and bands (S, 2), where known. record: what made the features."""
 
     query: Part
     gallery: Part
     attrs: dict[str, Any]
+    record: Record = UNKNOWN
 
 
 def short_names(paths: Sequence[str]) -> list[str]:

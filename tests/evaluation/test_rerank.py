@@ -12,6 +12,7 @@ from reid.bench.measure import random_features
 from reid.bench.rerank import dense
 from reid.errors import InputError
 from reid.evaluation.features import Features
+from reid.evaluation.record import Scoring
 from reid.evaluation.rerank import expand_queries, reciprocal_blocks
 from reid.evaluation.results import evaluate
 
@@ -53,7 +54,7 @@ def test_faster_and_smaller():
 def test_helps_in_an_evaluation():
     features = random_features(100, 1000, 40, 6, 128)
     plain, reranked, expanded = (
-        evaluate(features, **settings) for settings in ({}, {"rerank": True}, {"query_expansion": 5})
+        evaluate(features, Scoring(**settings)) for settings in ({}, {"rerank": True}, {"query_expansion": 5})
     )
     assert reranked.mean_ap > plain.mean_ap + 0.05
     assert expanded.mean_ap > plain.mean_ap + 0.05
@@ -74,7 +75,7 @@ def test_query_expansion_by_hand(device):
 def test_query_expansion_keeps_the_length_of_features():
     features = random_features(50, 500, 20, 4, 32)
     longer = [replace(part, features=20 * part.features) for part in (features.query, features.gallery)]
-    expected, got = (evaluate(f, query_expansion=3) for f in (features, Features(*longer, {})))
+    expected, got = (evaluate(f, Scoring(query_expansion=3)) for f in (features, Features(*longer, {})))
     np.testing.assert_allclose(got.ap, expected.ap, atol=1e-6)
 
 

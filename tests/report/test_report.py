@@ -17,6 +17,7 @@ from reid.__main__ import main
 from reid.bench.measure import random_features
 from reid.errors import InputError
 from reid.evaluation.features import Features, Part
+from reid.evaluation.record import Scoring
 from reid.evaluation.results import evaluate
 from reid.models.rrid import RRID
 from reid.report import facts, lists, slots
@@ -117,7 +118,7 @@ def test_bands_of_the_model_follow_its_slots():
 @pytest.mark.parametrize("rerank", [False, True])
 @pytest.mark.parametrize("metric, device", [("euclidean", None), ("cosine", None), ("euclidean", "cpu")])
 def test_rank_lists_are_the_sorted_rows(features, metric, rerank, device):
-    result = evaluate(features, metric=metric, rerank=rerank)
+    result = evaluate(features, Scoring(metric=metric, rerank=rerank))
     found, cameras = lists.rank_lists(result, 4, rerank, device=device)
     q, g = features.query, features.gallery
     distance = (2 if metric == "euclidean" else 1) * (1 - q.features @ g.features.T)
@@ -142,7 +143,7 @@ def test_rank_lists_are_the_sorted_rows(features, metric, rerank, device):
     if not rerank:
         at = (result.ranking.query, result.ranking.gallery)
         np.testing.assert_allclose(found.match_distances, distance[at], atol=1e-5)
-        assert cameras == evaluate(features, metric=metric, camera_pairs=True).cameras
+        assert cameras == evaluate(features, Scoring(metric=metric), camera_pairs=True).cameras
 
 
 def read_data(page) -> dict:
