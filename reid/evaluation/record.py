@@ -139,9 +139,21 @@ def words(record: Record, usual: Record) -> list[str]:
     return found
 
 
+def differences(record: Record, other: Record) -> str:
+    """'precision fp32 instead of bf16, weights 1a2b3c4d instead of 99aa88bb'; "" when they are equal."""
+    ours, theirs = vars_of(record), vars_of(other)
+    changed = [k for k in ours if ours[k] != theirs.get(k)]
+    return ", ".join(f"{k} {shortened(ours[k])} instead of {shortened(theirs.get(k))}" for k in changed)
+
+
+def shortened(value: Any) -> Any:
+    return value[:8] if isinstance(value, str) and len(value) == 64 else value
+
+
 def vars_of(record: Record) -> dict[str, Any]:
+    """All fields in one dictionary."""
     content = record.to_json()
-    return content | (content["scoring"] or {})
+    return content | (content.pop("scoring") or {})
 
 
 def read_record(path: Path) -> Record:
