@@ -167,13 +167,6 @@ def keep_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, -1)
 
 
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """fp32, tf32 or bf16; auto is bf16 on CUDA and fp32 elsewhere."""
-    if precision != "auto":
-        return precision
-    return "bf16" if device.type == "cuda" else "fp32"
-
-
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """Context in which the backbone runs in a resolved precision."""
     if precision not in PRECISIONS:

@@ -11,7 +11,6 @@ import time
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -182,10 +181,8 @@ def newest_weights(exp_dir: str, dataset: str) -> Path:
     return found
 
 
-def evaluation_folder(weights: Path, exp_dir: str, dataset: str, changed: dict[str, Any]) -> Path:
-    """eval-<dataset> in the run folder of a run's weights.pth, else exp_dir/dataset/eval-<weights file name>, so that
-    another file beside it never stands for the run; with the settings `changed` from those of the weights."""
-    words = "".join(f"_{k}-{v}" for k, v in changed.items())
+def evaluation_folder(weights: Path, exp_dir: str, dataset: str) -> Path:
+    """eval-<dataset> in the run folder of a run's weights.pth; exp_dir/dataset/eval-<weights file name> for others."""
     if weights.name == "weights.pth" and (weights.parent / "config.json").is_file():
-        return weights.parent / f"eval-{dataset}{words}"
-    return Path(exp_dir) / dataset / f"eval-{weights.stem}{words}"
+        return weights.parent / f"eval-{dataset}"
+    return Path(exp_dir) / dataset / f"eval-{weights.stem}"

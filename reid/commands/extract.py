@@ -10,6 +10,7 @@ from reid.data.records import Image
 from reid.device import DEVICES, find_hardware, set_up
 from reid.errors import InputError
 from reid.evaluation.features import common_folder
+from reid.evaluation.record import Record
 from reid.evaluation.store import is_features, read_h5
 from reid.files import atomic_file, writing
 from reid.inference.describe import content_of, extract_file
@@ -47,12 +48,20 @@ def make_extractor(weights: str | Path, a) -> Extractor:
 def extract_to(path: Path, extractor: Extractor, images: list[Image]) -> None:
     """A features.h5 whose images are all gallery; goes on where an earlier call of the same images was stopped."""
     store = ImageStore(images, *extractor.size, extractor.num_workers, device=extractor.device)
-    extract_file(
-        path, extractor.model, lambda start: store.batches(in_order(len(images), extractor.batch_size, start)), [],
-        images, extractor.device, extractor.sha256, "", extractor.flip,
-        extractor.precision, size=f"{extractor.size[0]}x{extractor.size[1]}", content=content_of(images),
-        folder=common_folder([image.path for image in images]),
-    )  # fmt: skip
+    record = Record(
+        content=content_of(images),
+        weights=extractor.sha256,
+        h=extractor.size[0],
+        w=extractor.size[1],
+        flip=extractor.flip,
+        precision=extractor.precision,
+    )
+
+    def load(start: int):
+        return store.batches(in_order(len(images), extractor.batch_size, start))
+
+    sides, folder = {"gallery": images}, common_folder([image.path for image in images])
+    extract_file(path, extractor.model, load, sides, record, extractor.device, folder=folder)
 
 
 def add_arguments(parser) -> None:

@@ -9,6 +9,7 @@ from reid.commands.extract import add_extractor_flags, add_images_flags, make_ex
 from reid.data.images import find_images, readable
 from reid.data.loader import ImageStore, in_order
 from reid.errors import InputError, MissingInput
+from reid.evaluation.record import read_record
 from reid.evaluation.store import read_h5
 from reid.gallery.hdf5 import Entries, Fingerprint, Gallery, check_names
 from reid.gallery.picture import draw_answers, kind_of, save_picture
@@ -95,7 +96,10 @@ def from_features(path: Path, target: Path) -> tuple[Fingerprint, Entries]:
         raise MissingInput(f"features file {path} is not there; python -m reid extract writes one")
     try:
         sides, attrs = read_h5(path)
-        mark = Fingerprint(str(attrs["weights"]), str(attrs["size"]), bool(attrs["flip"]))
+        record = read_record(path)
+        if record.weights is None:
+            raise ValueError("its weights are unknown")
+        mark = Fingerprint(record.weights, f"{record.h}x{record.w}", bool(record.flip))
     except (OSError, KeyError, ValueError, TypeError) as e:
         raise InputError(f"{path} is no features.h5 of this project, or damaged: {e}; extract it again") from e
     features, pids, camids, names = sides["gallery"]

@@ -85,7 +85,9 @@ def read_features(path: str | Path) -> Features:
         )
     if (parts[1].pids == -1).any():
         parts[1] = parts[1].where(parts[1].pids != -1)
-    return Features(*parts, attrs, record_of(path, attrs))
+    record = record_of(path, attrs)
+    attrs.pop("record", None)
+    return Features(*parts, attrs, record)
 
 
 def record_of(path: Path, attrs: dict[str, Any]) -> Record:

@@ -6,7 +6,8 @@ the record; a folder's name is only for people.
 
 import hashlib
 import json
-from collections.abc import Iterator
+import logging
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,8 @@ import h5py
 
 from reid.errors import InputError, MissingInput
 from reid.evaluation.distances import METRICS
+
+logger = logging.getLogger(__name__)
 
 CHOICES = {
     "ap": ("step", "trapezoid"),
@@ -173,10 +176,35 @@ def read_record(path: Path) -> Record:
     return Record.from_json(content, path)
 
 
-def records_in(folder: Path) -> Iterator[Record]:
-    """The readable records of an evaluation's folder."""
+def folder_for(folder: Path, record: Record, usual: Record) -> Path:
+    """`folder` with words for what differs from `usual`, as eval-market1501_precision-bf16_rerank.
+
+    A folder that holds another evaluation is left alone: further words follow, or the digest. The same record gets
+    the same folder again.
+    """
+    wanted = with_words(folder, words(record, usual))
+    holder = other_record(wanted, record)
+    if holder is None:
+        return wanted
+    digest = record.digest
+    for more in (words(record, holder), [digest[:8]], [digest]):
+        place = with_words(wanted, more)
+        if other_record(place, record) is None:
+            break
+    changed = differences(record, holder)
+    logger.info(f"{wanted} holds another evaluation; this one, with {changed}, goes to {place}")
+    return place
+
+
+def with_words(folder: Path, more: list[str]) -> Path:
+    return folder.with_name("_".join([folder.name, *more]))
+
+
+def other_record(folder: Path, record: Record) -> Record | None:
+    """The record of another evaluation that `folder` holds, if any; unreadable and older files do not count."""
     for name in EVALUATION_FILES:
-        try:
-            yield read_record(folder / name)
-        except InputError:
-            continue
+        with suppress(InputError):
+            found = read_record(folder / name)
+            if not record.agrees(found):
+                return found
+    return None

@@ -16,7 +16,7 @@ import numpy as np
 
 from reid.errors import InputError
 from reid.evaluation.record import Record, differences, read_record
-from reid.files import writing
+from reid.files import reserve, sync_folder, writing
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +75,7 @@ class FeaturesWriter:
             with open(self.partial, "rb+") as f:
                 os.fsync(f.fileno())
             os.replace(self.partial, self.path)
+            sync_folder(self.path.parent)
 
 
 def write_all(file: RawIOBase, values: np.ndarray) -> None:
@@ -88,9 +89,8 @@ def create(path: Path, attrs: dict[str, Any], labels: dict[str, Any], shape: tup
     """A features file whose rows, of `shape`, are still zero. Raises OSError, and leaves no file then."""
     content = header(attrs, labels, shape, dtype)
     try:
-        with open(path, "wb") as f:
-            f.write(content)
-            f.truncate(len(content) + shape[0] * shape[1] * np.dtype(dtype).itemsize)
+        path.write_bytes(content)
+        reserve(path, len(content) + shape[0] * shape[1] * np.dtype(dtype).itemsize)
     except OSError:
         path.unlink(missing_ok=True)
         raise

@@ -17,7 +17,7 @@ import numpy as np
 
 from reid.errors import InputError, MissingInput
 from reid.evaluation.distances import CHUNK, UNIT_TOLERANCE, nearest, products
-from reid.evaluation.store import LABELS, new_h5
+from reid.evaluation.store import header
 from reid.files import atomic_file, locked, writing
 
 FORMAT = 1
@@ -211,20 +211,14 @@ def write(
     added = 0 if new is None else len(new.features)
     total, width = int(kept.sum()) + added, (old["features"] if new is None else new.features).shape[1]
     step, dtype = max(1, CHUNK // max(1, width)), np.dtype(dtype or old["features"].dtype)
-    with (
-        writing(path),
-        atomic_file(path) as temporary,
-        new_h5(temporary, total * (width * dtype.itemsize + LABELS)) as f,
-    ):
-        f.attrs.update({"gallery": FORMAT, **mark._asdict()})
-        features, at = f.create_dataset("features", (total, width), dtype), 0
-        pieces = [(old["features"], i, kept[i : i + step]) for i in range(0, len(kept), step)]
-        pieces += [(new.features, i, slice(None)) for i in range(0, added, step)]
+    labels = {}
+    for name in ("names", "pids", "camids"):
+        before = (old[name].asstr() if name == "names" else old[name])[:][kept] if len(kept) else []
+        values = [*before, *(getattr(new, name) if new is not None else [])]
+        labels[name] = values if name == "names" else np.array(values, np.int64)
+    pieces = [(old["features"], i, kept[i : i + step]) for i in range(0, len(kept), step)]
+    pieces += [(new.features, i, slice(None)) for i in range(0, added, step)]
+    with writing(path), atomic_file(path) as temporary, open(temporary, "wb") as f:
+        f.write(header({"gallery": FORMAT, **mark._asdict()}, labels, (total, width), dtype))
         for source, i, rows in pieces:
-            piece = source[i : i + step][rows]
-            features[at : at + len(piece)] = piece
-            at += len(piece)
-        for name in ("names", "pids", "camids"):
-            before = (old[name].asstr() if name == "names" else old[name])[:][kept] if len(kept) else []
-            values = [*before, *(getattr(new, name) if new is not None else [])]
-            f.create_dataset(name, data=values, dtype=h5py.string_dtype() if name == "names" else np.int64)
+            f.write(source[i : i + step][rows].astype(dtype, copy=False).tobytes())
