@@ -37,7 +37,7 @@ class Config:
         BOTH,
     )
     dataset_path: str = option("./datasets", "run", "folder of the datasets", scripts=BOTH)
-    split: int = option(0, "data", "entry of splits.json", scripts=BOTH, minimum=0)
+    split: int = option(0, "data", "entry of splits.json", minimum=0)
     train_set: str = option("trainval", "data", "train holds --num_val identities out", ("trainval", "train"))
     num_val: int = option(100, "data", "identities held out for validation by --train_set train", minimum=1)
     h: int = option(384, "data", "image height in pixels", scripts=BOTH, minimum=16)

@@ -38,7 +38,7 @@ def add_flags(parser: argparse.ArgumentParser, script: str) -> None:
         default = " ".join(map(str, f.default)) if many else f.default
         choices = f.metadata["choices"]
         text = f.metadata["help"] + (f"; one of {', '.join(map(str, choices))}" if choices else "")
-        weights_say = script == "evaluate" and f.name in ("h", "w", "split")
+        weights_say = script == "evaluate" and f.name in ("h", "w")
         default = "as the weights were trained" if weights_say else default
         text += "" if default in ("", False) else f" (default {default})"
         names = ["--" + f.name] + (["--weights"] if f.name == "pretrained_weights_dir" else [])
