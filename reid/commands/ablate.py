@@ -12,6 +12,7 @@ import threading
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,9 @@ from tqdm import tqdm
 from reid.commands.flags import add_flags, given_flags, to_flags
 from reid.commands.table import show
 from reid.config import Config, closest
+from reid.data.prepare import folder_of
 from reid.errors import InputError, Interrupted
+from reid.evaluation.record import USUAL, read_record
 from reid.files import locked
 from reid.models.layers import check_height
 from reid.models.tensors import digest
@@ -199,12 +202,23 @@ def commands(config: Config) -> Iterator[list[str]]:
     folder = find_run(config)
     if folder is None or not is_finished(folder):
         return
-    if all((folder / f"eval-{name}" / "result.json").is_file() for name in config.dataset_type):
+    if {folder_of(name, "").name for name in config.dataset_type} <= scored_datasets(folder, config):
         return
     where = ["--dataset_path", config.dataset_path, "--exp_dir", config.exp_dir, "--split", str(config.split)]
     workers = ["--num_workers", str(config.num_workers), "--device", config.device]
     workers += ["--gpus", *map(str, config.gpus)] if config.gpus else []
     yield ["evaluate", "--weights", str(folder / "weights.pth"), *where, *workers]
+
+
+def scored_datasets(folder: Path, config: Config) -> set[str | None]:
+    """Datasets on which a run was scored as it was trained, with default scoring."""
+    found = set()
+    for path in folder.glob("eval-*/result.json"):
+        with suppress(InputError):  # of an older version, or damaged: scored again
+            r = read_record(path)
+            if (r.split, r.h, r.w, r.covered, r.scoring) == (config.split, config.h, config.w, 0, USUAL):
+                found.add(r.dataset)
+    return found
 
 
 def run_command(argv: list[str], children: set[subprocess.Popen], quiet: bool) -> tuple[int, str]:

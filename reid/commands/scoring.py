@@ -89,7 +89,7 @@ def score_weights(request: Request) -> None:
         )
         evaluation = Evaluation(weights, trained, config, extraction)
         for name in config.dataset_type:
-            evaluation.score_dataset(name, request.splits)
+            evaluation.score_dataset(folder_of(name, "").name, request.splits)  # an alias by its own name
 
 
 @dataclass(frozen=True)
@@ -138,10 +138,11 @@ class Evaluation:
         dataset = open_dataset(name, self.config.dataset_path, split)
         extraction, device = self.extraction, self.extraction.device
         first, config = extraction.here.first, replace(self.config, split=split)
-        record, folder = extraction.record_of(dataset, split), base
+        record, folder = extraction.record_of(name, split, dataset), base
         if first:
             print(f"{self.weights} on {dataset}")
-            if name in self.trained.dataset_type and split != self.trained.split:
+            trained = [folder_of(n, "").name for n in self.trained.dataset_type]
+            if name in trained and split != self.trained.split:
                 logger.warning(
                     f"the weights were trained on split {self.trained.split} of {name}; where test identities of "
                     f"split {split} are among its training identities, the scores are too high"

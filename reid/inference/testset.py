@@ -30,13 +30,13 @@ class Extraction:
     num_workers: int
     here: World
 
-    def record_of(self, dataset: Dataset, split: int) -> Record:
-        """The record of the whole test set, without scoring. Digests only on rank 0, which alone writes."""
+    def record_of(self, name: str, split: int, dataset: Dataset) -> Record:
+        """The record of a dataset's whole test images. Digests only on rank 0, which alone writes."""
         known = {}
         if self.here.first:
             content = content_of([*dataset.query, *dataset.gallery])
             known = {"fingerprint": dataset.fingerprint, "content": content}
-        return replace(self.record, dataset=dataset.name, split=split, covered=0, **known)
+        return replace(self.record, dataset=name, split=split, covered=0, **known)
 
     def store(self, dataset: Dataset) -> ImageStore:
         """The query images and then the gallery images."""
