@@ -59,12 +59,11 @@ def score(features: Features, config: Config, device: torch.device, base: Path, 
         result.save(folder)
     print(f"{result}\nresult in {folder}")
     if config.report:
-        from reid.report.write import Place, write_report
+        from reid.report.page import write_report
+        from reid.report.sources import Content, Source, run_of
 
-        run = base.parent if (base.parent / "config.json").is_file() else None
-        place = Place(folder, run, None, dataset or result.record.dataset or "")
-        runs = [run] if run else []
-        write_report(place, result, config.dataset_path, config.split, runs, 10, config.rerank, config.query_expansion)
+        content = Content(dataset=dataset or None, dataset_path=config.dataset_path, split=config.split, device=on_gpu)
+        write_report(Source(folder, run_of(folder)), result, content)
     return splits.Scored.of(result, folder)
 
 
