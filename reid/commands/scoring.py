@@ -10,7 +10,7 @@ import torch
 from reid.commands.evaluate import Request
 from reid.config import Config
 from reid.data.prepare import folder_of, open_dataset
-from reid.data.records import read_json
+from reid.data.read import read_json
 from reid.device import find_hardware, resolve_precision, set_up
 from reid.errors import InputError
 from reid.evaluation import splits
