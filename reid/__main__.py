@@ -6,21 +6,21 @@ import sys
 from reid.commands import reported, show_log
 from reid.commands.flags import Parser
 
-# command -> (module with add_arguments(parser) and main(arguments) -> exit code, what it does)
+# command -> (its module with add_arguments(parser) and main(arguments) -> exit code, help text)
 COMMANDS = {
     "train": ("reid.commands.train", "train a model"),
     "evaluate": ("reid.commands.evaluate", "score weights or features on a test set"),
-    "ablate": ("reid.commands.ablate", "train and score one factor at a time, or a grid, and print the table"),
-    "bench": ("reid.commands.bench", "speed and memory beside the plain forms"),
-    "check": ("reid.commands.check", "find what is wrong with a dataset: lists, images, duplicates"),
-    "compare": ("reid.commands.compare", "two results on the same queries: is the difference more than chance?"),
-    "export": ("reid.commands.export", "a model as ONNX or safetensors, run and compared before it is kept"),
-    "extract": ("reid.commands.extract", "descriptors of any images: a folder, a list, a pattern"),
-    "gallery": ("reid.commands.gallery", "descriptors that can be searched: create, add, remove, search, info"),
-    "import": ("reid.commands.import_weights", "anybody's weights, read without running their code"),
-    "prepare": ("reid.commands.prepare", "make a dataset ready: from an archive, a folder, or drawn (demo)"),
-    "report": ("reid.commands.report", "a result as one page: rank lists, which part matched, curves"),
-    "table": ("reid.commands.table", "finished runs as Markdown and CSV, means over seeds"),
+    "ablate": ("reid.commands.ablate", "train and score variants, and print their table"),
+    "bench": ("reid.commands.bench", "measure speed and memory against plain implementations"),
+    "check": ("reid.commands.check", "report problems of a dataset: lists, images, duplicates"),
+    "compare": ("reid.commands.compare", "test whether two results differ by more than chance"),
+    "export": ("reid.commands.export", "write a model as ONNX or safetensors and verify it"),
+    "extract": ("reid.commands.extract", "compute descriptors of any images"),
+    "gallery": ("reid.commands.gallery", "create, change and search a gallery of descriptors"),
+    "import": ("reid.commands.import_weights", "convert weights of other programs safely"),
+    "prepare": ("reid.commands.prepare", "prepare a dataset from an archive, a folder, or drawn (demo)"),
+    "report": ("reid.commands.report", "write a page with rank lists, matched parts and curves"),
+    "table": ("reid.commands.table", "print finished runs as a table, with means over seeds"),
 }
 
 
@@ -29,9 +29,9 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = Parser(prog="python -m reid", description=__doc__)
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
-    for name, (module, what) in COMMANDS.items():
-        command = commands.add_parser(name, help=what, description=what, conflict_handler="resolve")
-        if name in argv[:1]:  # import only the command that is asked for
+    for name, (module, text) in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text, conflict_handler="resolve")
+        if name in argv[:1]:  # the import of a command's module takes seconds
             importlib.import_module(module).add_arguments(command)
         command.add_argument("--debug", action="store_true", help="show tracebacks of input errors")
     arguments = parser.parse_args(argv)

@@ -12,9 +12,8 @@ from functools import partial
 from typing import Any, get_args
 
 from reid.errors import InputError
+from reid.variants import CHOICES, MODELS, check_model
 
-MODELS = ("rrid", "baseline", "strong_baseline", "pcb", "mgn")
-BACKBONES = ("resnet50", "resnet18", "resnet34", "resnet101", "mobilenet_v2", "efficientnet_v2_s")
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 PRECISIONS = ("fp32", "tf32", "bf16")
 
@@ -47,7 +46,7 @@ class Config:
         ("market1501",), "use these folders of --dataset_path: trained together, scored one by one", scripts=BOTH
     )
     dataset_path: str = in_run("./datasets", "look for datasets in this folder", scripts=BOTH)
-    split: int = in_data(0, "use this entry of splits.json", scripts=BOTH)
+    split: int = in_data(0, "use this entry of splits.json")
     train_set: str = in_data("trainval", "train: hold out --num_val identities", ("trainval", "train"))
     num_val: int = in_data(100, "hold out this number of identities with --train_set train", minimum=1)
     h: int = in_data(384, "resize images to this height in pixels", minimum=16, scripts=BOTH)
@@ -70,18 +69,16 @@ class Config:
     num_workers: int = in_run(4, "decode images in this number of threads", scripts=ALL)
     cache: str = in_run("auto", "keep decoded training images here", ("auto", "none", "ram", "gpu"))
 
-    model: str = in_model("rrid", "train with this method and its recipe", MODELS)
-    backbone: str = in_model("resnet50", "use this torchvision network before the heads", BACKBONES)
+    model: str = in_model("rrid", "train this method with its recipe", MODELS)
+    backbone: str = in_model("resnet50", "use this torchvision network before the heads", CHOICES["backbone"])
     pretrained: str = in_model("auto", "start from ImageNet weights (auto), from random ones (none), or from a file")
-    last_stride: int = in_model(1, "set the stride of the last stage (baseline, strong_baseline)", (1, 2))
+    last_stride: int = in_model(1, "stride of the last stage (baseline, strong_baseline)", CHOICES["last_stride"])
     stripes: tuple[int, ...] = in_model((6, 4, 2), "cut into these numbers of stripes (rrid, pcb, mgn)", minimum=2)
-    relation: str = in_model("one_vs_rest", "relate each part to the others, or not", ("one_vs_rest", "none"))
-    pooling: str = in_model("gcp", "make the whole-body feature this way", ("gcp", "max", "avg", "none"))
-    contrast: str = in_model(
-        "mean_of_rest", "contrast the maximum with this in GCP", ("mean_of_rest", "mean_minus_max")
-    )
-    ce_on: str = in_model("all", "classify the features q, a and b, or only q", ("all", "final"))
-    neck: str = in_model("none", "normalise before the classifier (strong_baseline)", ("none", "bnneck"))
+    relation: str = in_model("one_vs_rest", "relate each part to the others, or not", CHOICES["relation"])
+    pooling: str = in_model("gcp", "make the whole-body feature this way", CHOICES["pooling"])
+    contrast: str = in_model("mean_of_rest", "contrast the maximum with this in GCP", CHOICES["contrast"])
+    ce_on: str = in_model("all", "classify the features q, a and b, or only q", CHOICES["ce_on"])
+    neck: str = in_model("none", "normalise before the classifier (strong_baseline)", CHOICES["neck"])
     classes: int = in_model(0, "give a classifier this number of outputs (0: one for each identity)")
 
     epochs: int = in_training(80, "train for this number of epochs of 4 x images / batch_size steps", minimum=1)
@@ -145,8 +142,9 @@ class Config:
     def __post_init__(self):
         for f in fields(self):
             check_value(f, getattr(self, f.name))
-        for check in (check_batches, check_run, check_training, check_stripes, check_owners):
+        for check in (check_batches, check_run, check_training):
             check(self)
+        check_model(self.model, self.stripes, **{name: getattr(self, name) for name in CHOICES})
 
     @property
     def datasets(self) -> str:
@@ -245,27 +243,6 @@ def check_training(c: Config) -> None:
         raise InputError(f"--seed {c.seed} is too large; the largest is 2**63 - 1")
     if c.triplet_weight == c.ce_weight == 0:
         raise InputError("--triplet_weight and --ce_weight are both 0; a training needs a loss")
-
-
-def check_stripes(c: Config) -> None:
-    counts = " ".join(map(str, c.stripes))
-    least, most = {"rrid": (1, 99), "mgn": (1, 99), "pcb": (1, 1)}.get(c.model, (0, 0))
-    if len(c.stripes) < least:
-        raise InputError(f"--model {c.model} needs a stripe count, for example --stripes 6")
-    if len(c.stripes) > most:
-        raise InputError(f"--stripes {counts}: --model {c.model} takes {most or 'none'}")
-    if len(set(c.stripes)) < len(c.stripes):
-        raise InputError(f"--stripes {counts} names a stripe count twice")
-
-
-def check_owners(c: Config) -> None:
-    """Refuses options of another method than the chosen one."""
-    owners = {"relation": "rrid", "pooling": "rrid", "contrast": "rrid", "ce_on": "rrid", "neck": "strong_baseline"}
-    for name, owner in owners.items():
-        if c.model != owner and getattr(c, name) != getattr(Config, name):
-            raise InputError(f"--{name} belongs to --model {owner}, not to {c.model}")
-    if c.last_stride != 1 and "baseline" not in c.model:
-        raise InputError(f"--last_stride {c.last_stride}: --model {c.model} is defined on the map of stride 16")
 
 
 def closest(word: str, known: Sequence[str]) -> str:

@@ -124,7 +124,7 @@ class SumOverProcesses(torch.autograd.Function):
         return SumOverProcesses.reduced(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]  # one argument
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return SumOverProcesses.reduced(gradient)
 
     @staticmethod

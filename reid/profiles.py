@@ -1,10 +1,12 @@
-"""Named defaults: the recipe that each method brings, and profiles on top of it.
+"""Named defaults: the recipe of each method, and profiles that change it.
 
-A configuration is made in this order: the dataclass's defaults, the recipe of its --model, its --profile, the flags.
-Recipes: RRID's paper; layumi's Person_reID_baseline_pytorch (baseline, pcb); PaddleClas' strong baseline; MGN's
-paper (arXiv 1804.01438) with FastReID's choices where it is silent.
+A configuration is made in this order: defaults of the dataclass, recipe of --model, --profile,
+flags. Sources of the recipes: RRID's paper; layumi's Person_reID_baseline_pytorch (baseline,
+pcb); PaddleClas' strong baseline; MGN's paper (arXiv 1804.01438), with FastReID's settings where
+the paper gives none.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,9 +68,9 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 PROFILES: dict[str, dict[str, Any]] = {
     "paper": {},
-    # what runs at equal images showed to be better than the paper's: docs/results.md, each change a row
+    # better than the paper after equally many images; docs/results.md shows each change
     "best": {"model": "rrid", "stripes": (6,), "schedule": "cosine"},
-    # the published code's behaviour, flaws included: docs/differences.md
+    # the behaviour of the published code with its flaws: docs/differences.md
     "original": {
         "model": "rrid",
         "sampler": "anchor",
@@ -79,7 +81,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "ghost_batch": 32,
         "base_lr_from": 40,
     },
-    # PaddleClas' first two configurations; its third is the recipe of strong_baseline itself
+    # the first two configurations of PaddleClas; the third is the recipe of strong_baseline
     "softmax": {
         "model": "strong_baseline",
         "last_stride": 2,
@@ -104,18 +106,22 @@ PROFILES: dict[str, dict[str, Any]] = {
         "steps_per_log": 20,
     },
 }
-FROM_SCRATCH = {"sgd": 0.02, "nesterov": 0.02, "adam": 1e-3}  # both rates of the demo, which has no ImageNet weights
+# learning rate of heads and backbone of the demo, which has no ImageNet weights
+FROM_SCRATCH = {"sgd": 0.02, "nesterov": 0.02, "adam": 1e-3}
 
 
 def profile(name: str, model: str | None = None) -> Config:
-    """The configuration of a named profile, with the recipe of `model` (default: the profile's own). InputError."""
-    if name not in PROFILES:
-        raise InputError(f"--profile {name} is unknown; choose from {', '.join(PROFILES)}{closest(name, [*PROFILES])}")
+    """The configuration of a named profile with the recipe of `model`.
+
+    model None: the model of the profile, else rrid. Raises InputError for unknown names and for
+    a profile that belongs to another model.
+    """
+    check_known("--profile", name, PROFILES)
     own = PROFILES[name].get("model")
     model = model or own or "rrid"
+    check_known("--model", model, RECIPES)
     if own and model != own:
         raise InputError(f"--profile {name} is a recipe of --model {own}, not of {model}")
-    Config(model=model, stripes=RECIPES.get(model, {}).get("stripes", (2,)))  # or InputError: an unknown model
     values = {**RECIPES[model], **PROFILES[name], "profile": name, "model": model}
     if name == "demo":
         rate = FROM_SCRATCH[values.get("optimizer", "sgd")]
@@ -123,22 +129,39 @@ def profile(name: str, model: str | None = None) -> Config:
     return Config(**values)
 
 
-def from_flags(given: dict[str, Any], base: Config | None = None) -> Config:
-    """`base` (default: the named profile with the recipe of the named model) with the typed flags on top.
+def check_known(flag: str, name: str, known: Iterable[str]) -> None:
+    names = list(known)
+    if name not in names:
+        near = closest(name, names)
+        raise InputError(f"{flag} {name} is unknown; choose from {', '.join(names)}{near}")
 
-    Raises InputError.
+
+def from_flags(given: dict[str, Any], base: Config | None = None) -> Config:
+    """The configuration `base` with the given flags on top.
+
+    base None: the named profile with the recipe of the named model. Raises InputError.
     """
-    return replace(base or profile(given.get("profile", "paper"), given.get("model")), **given)
+    if base is None:
+        base = profile(given.get("profile", "paper"), given.get("model"))
+    return replace(base, **given)
 
 
 def run_name(config: Config) -> str:
-    """Fields that differ from profile and recipe, as 'stripes-6_relation-none'; the profile's name when none do."""
+    """The fields that differ from profile and recipe, as "stripes-6_relation-none".
+
+    The name of the profile when none differs. Another model than the profile's comes first.
+    """
     if config.name:
         return config.name
     changed = config.changes(profile(config.profile, config.model))
-    changed.pop("dataset_type", None)  # the folder above the run already says it
+    changed.pop("dataset_type", None)  # already in the folder above the run
     if "pretrained" in changed:
         changed["pretrained"] = Path(changed["pretrained"]).stem
-    words = {k: "-".join(map(str, v)) if isinstance(v, tuple) else v for k, v in changed.items()}
-    parts = [] if config.model == PROFILES[config.profile].get("model", "rrid") else [config.model]
-    return "_".join(parts + [f"{k}-{v}" for k, v in words.items()]) or config.profile
+    words = [f"{k}-{as_word(v)}" for k, v in changed.items()]
+    if config.model != PROFILES[config.profile].get("model", "rrid"):
+        words.insert(0, config.model)
+    return "_".join(words) or config.profile
+
+
+def as_word(value: Any) -> str:
+    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)

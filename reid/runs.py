@@ -1,114 +1,80 @@
-"""Run folders and what every command needs around its work: the device, the log, atomic files."""
+"""Run folders: configuration, log, metrics and events of one training, and how a run is found again."""
 
 import json
 import logging
-import os
-import platform
-import re
 import shutil
-import sys
 import time
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from reid.config import Config
 from reid.errors import InputError, MissingInput
 from reid.files import atomic_file, locked, write_json, writing
 from reid.profiles import run_name
-from reid.versions import commit, installed
 
 logger = logging.getLogger(__name__)
 
 
 class Run:
-    """One run's folder: config.json, versions.json, log.txt, metrics.jsonl, TensorBoard events.
+    """The folder of one run: config.json, versions.json, log.txt, metrics.jsonl, TensorBoard events.
 
-    Of several processes only the first writes; for the others (`silent`) all methods do nothing.
+    Only rank 0 writes. In the other processes the run is `silent`, and its methods do nothing.
     """
 
     def __init__(self, folder: Path, silent: bool = False):
         self.folder = folder
         self.silent = silent
-        self.events = None
-        self.alone = ExitStack()
-        if not silent:  # a run that is at work is not resumed beside itself
-            self.alone.enter_context(locked(folder / "checkpoint.pth", waits=False))
-            for stale in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+        self.events: Any = None
+        self.lock = ExitStack()
+        if not silent:  # two processes must not train the same run
+            self.lock.enter_context(locked(folder / "checkpoint.pth", waits=False))
+            for stale in folder.glob(".*.tmp"):  # left by a process that was killed while it wrote
                 stale.unlink()
 
     @classmethod
     def open(cls, config: Config, first: bool = True) -> "Run":
-        """A new run, or the one that config.resume means. Processes that are not the first call it after the first."""
+        """A new run, or the run that config.resume names. Rank 0 calls it before the other processes."""
         if config.resume:
             return cls(find_unfinished(config), not first)
         return cls.create(config) if first else cls(Path(config.exp_dir), silent=True)
 
     @classmethod
     def create(cls, config: Config) -> "Run":
-        """A new folder exp_dir/dataset/name; where one exists a number is appended, and said."""
+        """A new folder exp_dir/dataset/name. If it exists, a number is appended to the name and this is logged."""
         parent, name = Path(config.exp_dir) / config.datasets, run_name(config)
-        folder, number = parent / name, 1
+        before, folder, number = None, parent / name, 1
         while folder.exists():
             number += 1
-            folder = parent / f"{name}-{number}"
-        if number > 1:
-            before = parent / (f"{name}-{number - 1}" if number > 2 else name)
-            state = "finished" if is_finished(before) else "unfinished, --resume would continue it"
+            before, folder = folder, parent / f"{name}-{number}"
+        if before is not None:
+            state = "finished" if is_finished(before) else "unfinished; --resume continues it"
             logger.info(f"{before} exists ({state}); this run goes to {folder}")
         with writing(folder):
             folder.mkdir(parents=True)
             write_json(folder / "config.json", config.to_json())
         return cls(folder)
 
-    def note_versions(self, fingerprint: str) -> None:
-        """Adds command, commit, packages, hardware and dataset fingerprint of this start to versions.json."""
-        if self.silent:
-            return
-        path = self.folder / "versions.json"
-        try:
-            starts = json.loads(path.read_text())
-        except (FileNotFoundError, ValueError):  # the first start, or a file that a power cut left behind
-            starts = []
-        starts = starts if isinstance(starts, list) else []
-        packages = {n: installed(n) for n in ("torch", "torchvision", "numpy", "pillow", "h5py")}
-        starts.append(
-            {
-                "time": time.strftime("%Y-%m-%d %H:%M:%S"),
-                "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-                "commit": commit(),
-                "python": platform.python_version(),
-                "packages": packages,
-                "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-                "threads": torch.get_num_threads(),
-                "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-                "dataset_fingerprint": fingerprint,
-            }
-        )
-        write_json(path, starts)
-
     def say(self, line: str) -> None:
-        """A line on the screen and in log.txt."""
+        """Logs a line and appends it to log.txt."""
         if self.silent:
             return
         logger.info(line)
-        with open(self.folder / "log.txt", "a") as f:
+        with open(self.folder / "log.txt", "a", encoding="utf-8") as f:
             f.write(f"{time.strftime('%H:%M:%S')} {line}\n")
 
     def open_metrics(self, step: int) -> None:
-        """Starts recording after `step`; lines beyond it, of a run that went on and was cut, are dropped."""
+        """Starts recording after `step`. Lines of later steps, which resuming repeats, are dropped."""
         if self.silent:
             return
         path = self.folder / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         kept = [line for line in lines if step_of(line) <= step]
         with atomic_file(path) as temporary:
-            temporary.write_text("".join(line + "\n" for line in kept))
+            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         try:
-            with warnings.catch_warnings():  # tensorboardX touches protobuf and numpy names that warn
+            with warnings.catch_warnings():  # tensorboardX uses deprecated names of protobuf and numpy
                 warnings.simplefilter("ignore")
                 from tensorboardX import SummaryWriter
             self.events = SummaryWriter(str(self.folder), purge_step=step)
@@ -116,29 +82,31 @@ class Run:
             self.say("tensorboardX is not installed: no TensorBoard events (metrics.jsonl has the same numbers)")
 
     def record(self, step: int, values: dict[str, float]) -> None:
+        """Appends a line to metrics.jsonl and the same numbers to the events."""
         if self.silent:
             return
-        with open(self.folder / "metrics.jsonl", "a") as f:
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as f:
             f.write(json.dumps({"step": step, **values}) + "\n")
         if self.events is not None:
             for name, value in values.items():
                 self.events.add_scalar(name, value, step)
 
     def discard(self) -> None:
-        """Takes a new run's folder away when no step of it is kept: bad input leaves none behind."""
+        """Removes the folder of a new run without a recorded step, so that bad input leaves nothing behind."""
         self.close()
         kept = [self.folder / name for name in ("checkpoint.pth", "metrics.jsonl")]
         if not self.silent and not any(path.exists() and path.stat().st_size for path in kept):
             shutil.rmtree(self.folder)
 
     def close(self) -> None:
+        """Closes the events and releases the lock."""
         if self.events is not None:
             self.events.close()
-        self.alone.close()
+        self.lock.close()
 
 
 def step_of(line: str) -> float:
-    """The step of a line of metrics.jsonl; infinite where it is cut short or damaged."""
+    """The step of a line of metrics.jsonl; infinite if the line is damaged."""
     try:
         return json.loads(line)["step"] + 0
     except (ValueError, KeyError, TypeError):
@@ -146,29 +114,54 @@ def step_of(line: str) -> float:
 
 
 def is_finished(folder: Path) -> bool:
-    """weights.pth is the last thing a run writes."""
+    """Whether the run has written weights.pth, its last file."""
     return (folder / "weights.pth").is_file()
 
 
+def read_config(folder: Path) -> Config:
+    """The configuration of a run. Raises MissingInput, and InputError if config.json cannot be used."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise MissingInput(f"{folder} is not a run folder: it has no config.json")
+    try:
+        return Config.from_json(json.loads(path.read_text(encoding="utf-8")), str(path))
+    except ValueError as e:
+        raise InputError(f"{path} is not valid JSON ({e}); restore it from a copy") from e
+
+
+def runs_of(config: Config) -> list[tuple[Path, Config]]:
+    """Folder and configuration of every readable run on the datasets of `config`, sorted by folder."""
+    found = []
+    for path in sorted(Path(config.exp_dir, config.datasets).glob("*/config.json")):
+        try:
+            stored = read_config(path.parent)
+            run_name(stored)  # or InputError: a profile that is unknown here
+            found.append((path.parent, stored))
+        except InputError:
+            continue  # of another version
+    return found
+
+
 def find_unfinished(config: Config) -> Path:
-    """The run that --resume means: the named folder, else the newest unfinished one of this name."""
+    """The run that --resume means: the given folder, or else the newest unfinished run of this name.
+
+    The name comes from the stored configuration; a run whose folder was renamed is found, too.
+    """
     if config.resume != "newest":
         folder = Path(config.resume)
-        if not (folder / "config.json").is_file():
-            raise MissingInput(f"--resume {folder}: no run is there (no config.json)")
+        read_config(folder)
         if is_finished(folder):
-            raise InputError(f"--resume {folder}: that run is finished; evaluate it, or start a new one")
+            raise InputError(f"--resume {folder}: this run is finished; evaluate it, or start a new one")
         return folder
-    parent, name = Path(config.exp_dir) / config.datasets, run_name(config)
-    numbered = [p for p in parent.glob("*") if re.fullmatch(re.escape(name) + r"(-\d+)?", p.name)]
-    unfinished = [f for f in numbered if (f / "config.json").is_file() and not is_finished(f)]
-    folder = max(unfinished, key=lambda f: f.stat().st_mtime, default=None)
-    if folder is None:
+    name = run_name(config)
+    unfinished = {f: run_name(stored) for f, stored in runs_of(config) if not is_finished(f)}
+    named = [f for f in unfinished if unfinished[f] == name]
+    if not named:
         raise MissingInput(
-            f"--resume: no unfinished run {parent / name}; runs there: "
-            f"{', '.join(sorted(p.name for p in parent.glob('*'))) or 'none'}"
+            f"--resume: {Path(config.exp_dir, config.datasets)} has no unfinished run named {name}; "
+            f"unfinished runs there: {', '.join(sorted({*unfinished.values()})) or 'none'}"
         )
-    return folder
+    return max(named, key=lambda f: f.stat().st_mtime)
 
 
 def newest_weights(exp_dir: str, dataset: str) -> Path:
@@ -182,10 +175,8 @@ def newest_weights(exp_dir: str, dataset: str) -> Path:
     return found
 
 
-def evaluation_folder(weights: Path, exp_dir: str, dataset: str, changed: dict[str, Any]) -> Path:
-    """eval-<dataset> in the run folder of a run's weights.pth, else exp_dir/dataset/eval-<weights file name>, so that
-    another file beside it never stands for the run; with the settings `changed` from those of the weights."""
-    words = "".join(f"_{k}-{v}" for k, v in changed.items())
+def evaluation_folder(weights: Path, exp_dir: str, dataset: str) -> Path:
+    """eval-<dataset> in the run folder of a run's weights.pth; exp_dir/dataset/eval-<weights file name> for others."""
     if weights.name == "weights.pth" and (weights.parent / "config.json").is_file():
-        return weights.parent / f"eval-{dataset}{words}"
-    return Path(exp_dir) / dataset / f"eval-{weights.stem}{words}"
+        return weights.parent / f"eval-{dataset}"
+    return Path(exp_dir) / dataset / f"eval-{weights.stem}"

@@ -1,8 +1,8 @@
-"""Shared material: $RRID_SHARED, else ../shared beside the project; tests that need it skip without it."""
+"""What tests share: data, scripts that run in this process, small weights, the plain form of a descriptor."""
 
 import json
+import logging
 import os
-import resource
 import runpy
 import subprocess
 import sys
@@ -21,21 +21,39 @@ from reid.config import Config
 from reid.data.loader import decode
 from reid.data.transforms import normalise
 from reid.models import build_model
-from reid.models.weights import load, read_weights, save_weights
+from reid.models.weights import load_checkpoint, read_weights, save_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by -m
+def pytest_collection_modifyitems(items):
+    """Tests that use the fixture `browser` or `shared` get the marker for it."""
+    for item in items:
+        for fixture, marker in (("browser", "browser"), ("shared", "real_data")):
+            if fixture in getattr(item, "fixturenames", ()):  # doctests have none
+                item.add_marker(marker)
+
+
 def pytest_sessionfinish(session, exitstatus):
-    """With RRID_NO_SKIPS, as in CI, where everything a test may need is there, a skipped test is a failed run."""
+    """With RRID_NO_SKIPS set, as in CI, a skipped test makes the run fail."""
     skipped = session.config.pluginmanager.get_plugin("terminalreporter").stats.get("skipped", [])
     if os.environ.get("RRID_NO_SKIPS") and skipped and exitstatus == 0:
         print("\nskipped, but RRID_NO_SKIPS is set:", *(report.nodeid for report in skipped), sep="\n  ")
         session.exitstatus = 1
 
 
+@pytest.fixture(autouse=True)
+def log_not_shown():
+    """A command shows the log until its process ends. Here each test starts as the library does: with nothing shown."""
+    logger = logging.getLogger("reid")
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
+    """The folder with real data and lists: $RRID_SHARED, else ../shared. Tests that need it are skipped without it."""
     path = Path(os.environ.get("RRID_SHARED", ROOT.parent / "shared"))
     if not path.is_dir():
         pytest.skip(f"shared material is not at {path} ($RRID_SHARED)")
@@ -44,8 +62,10 @@ def shared() -> Path:
 
 @pytest.fixture()
 def script(monkeypatch):
-    """script("train.py", "--h", 64, ...) runs one of the project's own scripts; in this process, as starting torch
-    anew takes seconds. A few tests start real processes besides."""
+    """script("train.py", "--h", 64, ...) runs one of the project's scripts in this process.
+
+    Starting Python and importing torch takes seconds, so only a few tests start real processes.
+    """
 
     def run(name: str, *arguments, cwd: Path = ROOT) -> subprocess.CompletedProcess:
         monkeypatch.chdir(cwd)
@@ -55,7 +75,7 @@ def script(monkeypatch):
 
 
 def run_here(name: str, *arguments) -> subprocess.CompletedProcess:
-    """One of the project's own scripts in this process."""
+    """Runs one of the project's scripts in this process and returns its exit code and output."""
     command = [str(a) for a in arguments]
     before, sys.argv = sys.argv, [str(ROOT / name), *command]
     with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
@@ -72,8 +92,17 @@ def run_here(name: str, *arguments) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
 
+def torchrun(processes: int, name: str, *arguments, **options) -> subprocess.Popen:
+    """Starts one of the project's scripts in several processes, as torchrun does. One pipe has all their output."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(processes), str(ROOT / name), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "encoding": "utf-8"}
+    return subprocess.Popen(command, env=environment, **pipes, **options)
+
+
 def make_dataset(folder: Path, train_ids: int = 8, test_ids: int = 4, cameras: int = 2, shots: int = 2) -> Path:
-    """A small dataset in the JSON contract: an identity is a pair of colours, a camera a brightness."""
+    """Writes a small dataset in the JSON format. Identities differ in two colours, cameras in brightness."""
     rng = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
     identities, query, gallery = [], [], []
@@ -91,16 +120,16 @@ def make_dataset(folder: Path, train_ids: int = 8, test_ids: int = 4, cameras: i
                     (query if shot == 0 else gallery).append([name, pid, camid])
     test = list(range(train_ids, train_ids + test_ids))
     meta = {"name": folder.name, "shot": "multiple", "num_cameras": cameras, "identities": identities}
-    (folder / "meta.json").write_text(json.dumps(meta))
+    (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
     splits = [{"trainval": list(range(train_ids)), "query": test, "gallery": test}]
-    (folder / "splits.json").write_text(json.dumps(splits))
-    (folder / "test.json").write_text(json.dumps([{"query": query, "gallery": gallery}]))
+    (folder / "splits.json").write_text(json.dumps(splits), encoding="utf-8")
+    (folder / "test.json").write_text(json.dumps([{"query": query, "gallery": gallery}]), encoding="utf-8")
     return folder
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
-    """A folder of datasets that holds one, `tiny`; not to be changed by tests."""
+    """A datasets folder with one dataset, `tiny`. Tests must not change it."""
     datasets = tmp_path_factory.mktemp("datasets")
     make_dataset(datasets / "tiny")
     return datasets
@@ -108,14 +137,18 @@ def tiny(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_run(tiny) -> list[str]:
-    """Flags of a training of seconds on `tiny`."""
+    """Flags of a training on `tiny` that takes a second."""
     return ["--dataset_type", "tiny", "--dataset_path", str(tiny), "--backbone", "resnet18", "--pretrained", "none",
             "--h", "64", "--w", "32", "--stripes", "2", "--batch_size", "8", "--steps_per_log", "1"]  # fmt: skip
 
 
 @pytest.fixture()
 def full_disk():
-    """with full_disk(): no file can grow beyond 4 KiB."""
+    """with full_disk(): no file can grow beyond 4 KiB. Python, HDF5 and torch all fail in the middle of a write.
+
+    Windows has no such limit. There, tests that raise ENOSPC from torch.save and os.fsync still run.
+    """
+    resource = pytest.importorskip("resource", reason="only POSIX systems can limit the size of a file")
 
     @contextmanager
     def limited():
@@ -130,7 +163,7 @@ def full_disk():
 
 
 def make_weights(path, seed=0, **changes):
-    """Weights of a small model whose batch norms are not the identity."""
+    """Saves weights of a small model. Its batch norms change their input, so that folding them matters."""
     torch.manual_seed(seed)
     config = Config(**{"backbone": "resnet18", "stripes": (2,), "h": 64, "w": 32, **changes})
     model = build_model(config, 5)
@@ -151,7 +184,7 @@ def weights(tmp_path_factory):
 
 
 def state_of(path):
-    return load(path)["state"]
+    return load_checkpoint(path)["state"]
 
 
 def same(a, b):
@@ -159,11 +192,11 @@ def same(a, b):
 
 
 def metrics(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def plain(weights, paths, flip=True) -> np.ndarray:
-    """Descriptors one image at a time, by the definition."""
+    """(images, width) descriptors, computed by definition, one image at a time."""
     model, config = read_weights(weights)
     rows = []
     with torch.inference_mode():

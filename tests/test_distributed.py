@@ -1,12 +1,12 @@
 """1, 2 and 4 processes are one training: in float64 losses and weights agree after five steps."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from conftest import ROOT, metrics, state_of
@@ -97,8 +97,7 @@ def test_torchrun_stops_and_resumes(small_run, script, tmp_path):
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (path.exists() and path.read_text()):
         time.sleep(0.02)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-    os.kill(int(children[-1]), signal.SIGTERM)
+    psutil.Process(process.pid).children()[-1].terminate()
     said, _ = process.communicate(timeout=120)
     assert "continue with: python train.py --resume" in said
     done = script("train.py", "--resume", path.parent, "--dataset_path", small_run[3])

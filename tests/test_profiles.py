@@ -1,17 +1,17 @@
 """Named defaults: what each recipe and profile says, and that the training does it."""
 
-import numpy as np
 import pytest
 import torch
 
 from reid.commands.flags import to_flags
-from reid.config import MODELS, Config
+from reid.config import Config
 from reid.errors import CheckFailed, InputError
 from reid.losses import center_loss, identity_loss, objective
 from reid.models import build_model
 from reid.models.tensors import load_tensors
 from reid.profiles import PROFILES, from_flags, profile, run_name
 from reid.training.step import TrainStep
+from reid.variants import MODELS
 
 
 def test_original_is_the_published_code():
@@ -76,7 +76,7 @@ def test_flags_repeat_a_configuration(name, model):
     ({"model": "baseline", "stripes": (6,)}, "--stripes 6: --model baseline takes none"),
     ({"model": "pcb", "stripes": (6, 4)}, "--stripes 6 4: --model pcb takes 1"),
     ({"neck": "bnneck"}, "--neck belongs to --model strong_baseline"),
-    ({"last_stride": 2}, "--last_stride 2: --model rrid is defined on the map of stride 16"),
+    ({"last_stride": 2}, "--last_stride belongs to --model baseline or strong_baseline, not to rrid"),
     ({"warmup_steps": 1, "warmup_epochs": 1}, "not both"),
     ({"sampler": "anchor", "visits": 1}, "--visits has no meaning"),
     ({"triplet_weight": 0.0, "ce_weight": 0.0}, "no loss"),
@@ -157,10 +157,15 @@ def test_optimisers_equal_torchs_and_stop_at_what_is_not_finite(optimizer):
         step.check_finite(3)
 
 
-def test_every_profile_can_be_built():
-    for name in PROFILES:
-        config = profile(name)
-        assert np.isfinite(config.lr) and config.profile == name
+@pytest.mark.parametrize("name", PROFILES)
+def test_every_profile_builds_a_model_for_its_images(name):
+    config = profile(name)
+    assert config.profile == name
+    model = build_model(config, 10)
+    with torch.no_grad():
+        features, logits = model.train()(torch.randn(2, 3, config.h, config.w))
+    assert len(features) == len(logits) == 2 and logits.shape[2] == 10
+    assert features.isfinite().all() and logits.isfinite().all()
 
 
 def test_original_trains_on_some_identities_with_all_classifiers(script, small_run, tmp_path):

@@ -1,6 +1,6 @@
 """What training promises when things go wrong: kills, damaged files, full disks, numbers that are not finite."""
 
-import fcntl
+import errno
 import json
 import os
 import random
@@ -13,13 +13,16 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from conftest import ROOT, metrics, same, state_of
+from filelock import FileLock
 
 from reid.config import Config
+from reid.device import Hardware
 from reid.errors import CheckFailed, InputError, Interrupted
-from reid.files import locked
+from reid.files import BLOCK, link_or_copy, locked, reserve
 from reid.models import weights as weights_file
 from reid.models.rrid import RRID
 from reid.profiles import from_flags
+from reid.runs import find_unfinished
 from reid.signals import signals_noted
 from reid.training import checkpoint, trainer
 from reid.training.step import TrainStep
@@ -125,7 +128,7 @@ def test_resume_equals_the_straight_run_from_any_step(config, tmp_path, monkeypa
     assert a == b
 
 
-def test_damaged_checkpoint_falls_back_to_the_one_before(config, tmp_path, monkeypatch, capsys):
+def test_damaged_checkpoint_falls_back_to_the_one_before(config, tmp_path, monkeypatch, caplog):
     straight = run(Config(**{**vars(config), "name": "straight"}), monkeypatch)
     with pytest.raises(Interrupted):
         run(Config(**{**vars(config), "name": "cut"}), monkeypatch, 18)
@@ -133,9 +136,9 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(config, tmp_path, monke
     assert weights_file.load(folder / "previous.pth")["step"] == 16
     (folder / "checkpoint.pth").write_bytes(b"PK damaged")
     (folder / ".checkpoint.pth.77.tmp").write_bytes(b"left by a killed process")
-    capsys.readouterr()
+    caplog.set_level("INFO", "reid")
     weights = run(Config(**{**vars(config), "name": "cut", "resume": "newest"}), monkeypatch)
-    said = capsys.readouterr().out
+    said = caplog.text
     assert "WARNING" in said and "previous.pth" in said and "after step 16 of 20" in said
     assert same(state_of(weights), state_of(straight))
     assert not list(folder.glob(".*.tmp"))
@@ -166,7 +169,7 @@ def test_a_run_at_work_is_not_resumed_beside_itself(config, tmp_path, monkeypatc
         run(config, monkeypatch, 4)
     (folder,) = (tmp_path / "tiny").iterdir()
     before = (folder / "metrics.jsonl").read_bytes()
-    with locked(folder / "checkpoint.pth"), pytest.raises(InputError, match="another process is at work"):
+    with locked(folder / "checkpoint.pth"), pytest.raises(InputError, match="another process is using"):
         trainer.train(Config(**{**vars(config), "resume": str(folder)}))
     assert (folder / "metrics.jsonl").read_bytes() == before
     trainer.train(Config(**{**vars(config), "resume": str(folder)}))
@@ -183,7 +186,7 @@ def test_resuming_beside_damaged_files(config, tmp_path, monkeypatch):
     (folder / "versions.json").write_text("{}")
     content = (folder / "checkpoint.pth").read_bytes()
     weights_file.save(folder / "checkpoint.pth", {"config": config.to_json(), "classes": 8, "state": {}})
-    with pytest.raises(InputError, match="is no checkpoint of a training: it has no best"):
+    with pytest.raises(InputError, match="is not the checkpoint of a training: it has no best"):
         trainer.train(Config(**{**vars(config), "resume": str(folder)}))
     (folder / "checkpoint.pth").write_bytes(content)
     trainer.train(Config(**{**vars(config), "resume": str(folder)}))
@@ -191,8 +194,8 @@ def test_resuming_beside_damaged_files(config, tmp_path, monkeypatch):
     assert len(json.loads((folder / "versions.json").read_text())) == 1
 
 
-def test_one_at_a_time_behind_a_lock_that_comes_and_goes(tmp_path, capsys):
-    """Also where one takes the lock's file away just when another one looks at it."""
+def test_lock_excludes_other_holders(tmp_path, caplog):
+    """Also if one holder removes the lock file while another one opens it."""
     counter = tmp_path / "counter"
     counter.write_text("0")
 
@@ -204,20 +207,73 @@ def test_one_at_a_time_behind_a_lock_that_comes_and_goes(tmp_path, capsys):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(count, range(4)))
     assert counter.read_text() == "1200" and [p.name for p in tmp_path.iterdir()] == ["counter"]
-    assert "waiting for another process" in capsys.readouterr().err
+    assert "waiting for another process" in caplog.text
 
 
-def test_a_file_system_without_locks_is_warned_of_and_used(tmp_path, monkeypatch, capsys):
-    def flock(*_):
-        raise OSError(95, "Operation not supported")
+def test_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, caplog):
+    def refuse(*_, **__):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
-    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(FileLock, "acquire", refuse)
     with locked(tmp_path / "a", waits=False):
         pass
-    assert "no locks in" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert "has no file locks" in caplog.text and not list(tmp_path.iterdir())
 
 
-def test_changes_at_resume_can_be_allowed(config, tmp_path, monkeypatch, capsys):
+def test_folder_that_cannot_be_written_has_no_lock(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"), locked(tmp_path / "file" / "a"):
+        raise AssertionError("the body must not run")
+
+
+def test_killed_process_releases_its_lock(tmp_path):
+    code = "import sys, time; from pathlib import Path; from reid.files import locked\n"
+    code += "with locked(Path(sys.argv[1])):\n    print('locked', flush=True)\n    time.sleep(600)"
+    command = [sys.executable, "-c", code, str(tmp_path / "a")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        with pytest.raises(InputError, match="another process is using"), locked(tmp_path / "a", waits=False):
+            raise AssertionError("the body must not run")
+        process.kill()
+        process.wait()
+    with locked(tmp_path / "a", waits=False):
+        assert (tmp_path / "a.lock").exists()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("refused", [(), ("symlink",), ("symlink", "link")])
+def test_link_or_copy(tmp_path, monkeypatch, refused):
+    """A symbolic link, else a hard link, else a copy; an existing target is never replaced."""
+
+    def refuse(*_):
+        raise OSError(errno.EPERM, "A required privilege is not held by the client")
+
+    for name in refused:
+        monkeypatch.setattr(os, name, refuse)
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(b"content")
+    link_or_copy(source, target)
+    assert target.read_bytes() == b"content"
+    assert target.is_symlink() == (not refused)
+    assert target.samefile(source) == (len(refused) < 2)
+    with pytest.raises(FileExistsError):
+        link_or_copy(source, target)
+    with pytest.raises(FileNotFoundError):
+        link_or_copy(tmp_path / "missing", tmp_path / "other")
+
+
+def test_reserved_space_without_fallocate(tmp_path, monkeypatch):
+    """The content stays, the rest is zero and really on the disk; a full disk is an OSError."""
+    monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    path, size = tmp_path / "rows", 3 * BLOCK + 5
+    path.write_bytes(b"head")
+    reserve(path, size)
+    assert path.read_bytes() == b"head" + bytes(size - 4)
+    if hasattr(os.stat_result, "st_blocks"):
+        assert path.stat().st_blocks * 512 >= size
+
+
+def test_changes_at_resume_can_be_allowed(config, tmp_path, monkeypatch):
     with pytest.raises(Interrupted):
         run(config, monkeypatch, 4)
     (folder,) = (tmp_path / "tiny").iterdir()
@@ -229,9 +285,41 @@ def test_changes_at_resume_can_be_allowed(config, tmp_path, monkeypatch, capsys)
     assert rates[4] == pytest.approx(0.01) and rates[5] == pytest.approx(0.002)
 
 
+def test_other_resolved_precision_is_not_resumed_silently(config, tmp_path, monkeypatch):
+    """The flag stays 'auto', but it now means another precision."""
+    with pytest.raises(Interrupted):
+        run(config, monkeypatch, 4)
+    (folder,) = (tmp_path / "tiny").iterdir()
+    assert weights_file.load(folder / "checkpoint.pth")["precision"] == "fp32"
+    resolve = {"auto": "bf16"}.get
+    monkeypatch.setattr("reid.training.step.resolve_precision", lambda precision, _: resolve(precision, precision))
+    with pytest.raises(InputError, match=r"differs: precision fp32 -> bf16; .*--allow_changes"):
+        trainer.train(Config(**{**vars(config), "resume": str(folder)}))
+    allowed = Config(**{**vars(config), "resume": str(folder), "allow_changes": True})
+    with pytest.raises(Interrupted):
+        run(allowed, monkeypatch, 1)
+    assert weights_file.load(folder / "checkpoint.pth")["precision"] == "bf16"
+
+
+def test_run_is_found_by_its_configuration(config, tmp_path, monkeypatch):
+    """--resume without a folder: the folder's name does not matter, the stored configuration does."""
+    with pytest.raises(Interrupted):
+        run(config, monkeypatch, 4)
+    (folder,) = (tmp_path / "tiny").iterdir()
+    folder.rename(tmp_path / "tiny" / "renamed")
+    (tmp_path / "tiny" / "damaged").mkdir()
+    (tmp_path / "tiny" / "damaged" / "config.json").write_text("{")
+    asked = Config(**{**vars(config), "resume": "newest"})
+    assert find_unfinished(asked).name == "renamed"
+    with pytest.raises(InputError, match="no unfinished run named other; unfinished runs there: h-64"):
+        find_unfinished(Config(**{**vars(asked), "name": "other"}))
+
+
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("where", ["image", "gradient"])
-def test_not_finite_leaves_the_weights_alone(where):
-    """The first bad step and all after it change nothing, and its terms are the ones shown."""
+def test_not_finite_leaves_the_weights_alone(where, fused, monkeypatch):
+    """The first bad step and all later ones change nothing, and its terms are shown. Also without fused optimisers."""
+    monkeypatch.setattr(Hardware, "fused", fused)
     torch.manual_seed(0)
     model = RRID(2, (2,), "resnet18", dim=8)
     step = TrainStep(model, Config(backbone="resnet18", stripes=(2,)), torch.device("cpu"))

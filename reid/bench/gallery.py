@@ -1,41 +1,55 @@
-"""A gallery searched: time and peak memory of one query and of many, and of adding a single entry."""
+"""A gallery of random entries: searched with one query and with many, and one entry added."""
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from reid.bench.measure import side_by_side, table
+from reid.bench.measure import Measured, side_by_side, table
+from reid.errors import CheckFailed
 from reid.gallery.hdf5 import Entries, Fingerprint, Gallery
 
-
-def add_arguments(parser) -> None:
-    for name, default in {"size": 1_000_000, "width": 256, "queries": 100, "repeat": 3}.items():
-        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"default {default}")
-    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="default float32")
+TOP = 10
 
 
-def main(arguments) -> int:
-    a = arguments
+def run(a) -> Iterator[str]:
     rng = np.random.default_rng(0)
     mark = Fingerprint("random", "384x128", True)
 
-    def random(count: int, first: int) -> Entries:
+    def entries(count: int, first: int = 0) -> Entries:
         features = rng.standard_normal((count, a.width), dtype=np.float32)
         features /= np.linalg.norm(features, axis=1, keepdims=True)
-        names = [f"{i:09d}.jpg" for i in range(first, first + count)]
+        names = [name_of(i) for i in range(first, first + count)]
         return Entries(features, names, np.arange(count), np.zeros(count, np.int64))
 
     with tempfile.TemporaryDirectory() as folder:
-        gallery = Gallery.create(Path(folder) / "gallery.h5", mark, random(a.size, 0), a.dtype)
-        queries, numbers = random(a.queries, 0).features, iter(range(a.size, a.size + a.repeat))
+        content = entries(a.size)
+        queries = content.features[: a.queries].copy()
+        gallery = Gallery.create(Path(folder) / "gallery.h5", mark, content, a.dtype)
+        del content
+        numbers = iter(range(a.size, a.size + a.repeat))
+        one, many = "search, 1 query", f"search, {len(queries)} queries"
         forms = {
-            "search, 1 query": lambda: gallery.search(queries[:1], 10),
-            f"search, {a.queries} queries": lambda: gallery.search(queries, 10),
-            "add one entry": lambda: gallery.add(mark, random(1, next(numbers))),
+            one: lambda: gallery.search(queries[:1], TOP),
+            many: lambda: gallery.search(queries, TOP),
+            "add one entry": lambda: gallery.add(mark, entries(1, next(numbers))),
         }
         rows = side_by_side(forms, a.repeat)
         size = gallery.path.stat().st_size
+    check_answers(rows[one], rows[many])
     title = f"gallery of {a.size:,} x {a.width} {a.dtype}, file {size / 2**20:,.0f} MiB"
-    print(table(title, rows, next(iter(forms))))
-    return 0
+    yield table(title, rows, one)
+
+
+def name_of(number: int) -> str:
+    return f"{number:09d}.jpg"
+
+
+def check_answers(one: Measured, many: Measured) -> None:
+    """Every query is an entry, so it must find itself; one query alone must find the same."""
+    found = [answers.names[0] for answers in many.result]
+    if found != [name_of(i) for i in range(len(found))]:
+        raise CheckFailed("a query that is an entry of the gallery does not find itself first")
+    if one.result[0].names != many.result[0].names:
+        raise CheckFailed("one query alone has other answers than among others")

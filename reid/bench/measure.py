@@ -1,72 +1,94 @@
-"""What benchmarks share: times taken side by side in one process, and peak memory."""
+"""Shared by the benchmarks: time and peak memory of several forms, and random features."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from reid.errors import CheckFailed
 from reid.evaluation.features import Features, Part
 from reid.evaluation.store import ROWS
 
 
 class Measured(NamedTuple):
     seconds: float  # median
-    peak: int | None  # bytes above what the process held before; None outside Linux
+    peak: int | None  # bytes beyond the memory held before; None where the system does not tell
     result: Any
 
 
 def side_by_side(forms: dict[str, Callable[[], Any]], repeat: int = 1) -> dict[str, Measured]:
-    """Each form run `repeat` times; the forms take turns, so that a busy machine slows all alike."""
-    runs: dict[str, list[Measured]] = {name: [] for name in forms}
+    """Runs each form `repeat` times. The forms take turns, so that other load slows all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in forms}
+    first: dict[str, Measured] = {}
     for _ in range(repeat):
         for name, form in forms.items():
             before = restart_peak()
             started = time.perf_counter()
             result = form()
-            seconds = time.perf_counter() - started
-            runs[name].append(Measured(seconds, before and resident("VmHWM") - before, result))
+            seconds[name].append(time.perf_counter() - started)
+            if name not in first:
+                peak = None if before is None else resident("VmHWM") - before
+                first[name] = Measured(0.0, peak, result)
             del result
-    return {name: Measured(median(m.seconds for m in ms), ms[0].peak, ms[0].result) for name, ms in runs.items()}
+    return {name: m._replace(seconds=median(seconds[name])) for name, m in first.items()}
 
 
 def restart_peak() -> int | None:
-    """Bytes held now, from where the peak is counted."""
+    """Starts to count the peak memory anew; returns the bytes held now, None outside Linux."""
     try:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except OSError:
         return None
     return resident("VmRSS")
 
 
 def resident(field: str) -> int:
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field + ":"))
+    """Bytes of a memory field of this process, on Linux."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    line = next(line for line in lines if line.startswith(field + ":"))
     return int(line.split()[1]) * 1024
 
 
-def table(title: str, rows: dict[str, Measured], plain: str) -> str:
-    """Seconds, speed against the form named `plain`, peak memory."""
-    lines = [title, f"{'':<30}{'seconds':>10}{'speed':>9}{'peak memory':>14}"]
+def table(title: str, rows: dict[str, Measured], plain: str = "") -> str:
+    """Seconds, speed relative to the form `plain` (if it was run), and peak memory."""
+    has_memory = all(row.peak is not None for row in rows.values())
+    head = f"{'':<30}{'seconds':>10}{'speed':>9}"
+    lines = [title, head + f"{'peak memory':>14}" * has_memory]
     for name, (seconds, peak, _) in rows.items():
         speed = f"{rows[plain].seconds / seconds:.1f}x" if plain in rows else "-"
-        memory = "-" if peak is None else f"{peak / 2**20:,.0f} MiB"
-        lines.append(f"{name:<30}{seconds:>10.3f}{speed:>9}{memory:>14}")
+        memory = f"{peak / 2**20:,.0f} MiB" if has_memory else ""
+        lines.append(f"{name:<30}{seconds:>10.3f}{speed:>9}" + f"{memory:>14}" * has_memory)
+    if not has_memory:
+        lines.append("peak memory: not available on this system")
     return "\n".join(lines)
 
 
-def size_flags(parser, **defaults: int) -> None:
-    for name, default in defaults.items():
-        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"default {default}")
-    parser.add_argument("--alone", action="store_true", help="only our form, for sizes beyond memory")
+def check_close(rows: dict[str, Measured], names: Iterable[str], tolerance: float) -> float:
+    """The largest difference of the results of the named forms from the first one's.
+
+    Raises CheckFailed where it is larger than `tolerance` times the first one's largest value.
+    """
+    plain, *others = names
+    expected = np.asarray(rows[plain].result)
+    largest = 0.0
+    for name in others:
+        difference = float(np.abs(np.asarray(rows[name].result) - expected).max())
+        if not difference <= tolerance * np.abs(expected).max():
+            raise CheckFailed(f"{name!r} and {plain!r} differ by {difference:.3g}")
+        largest = max(largest, difference)
+    return largest
 
 
 def random_features(
     queries: int, gallery: int, identities: int, cameras: int, width: int, dtype: str = "float32"
 ) -> Features:
-    """Features of random people: an identity is a direction, an image of it a noisy one. Gallery images beyond
-    25 for each identity are distractors."""
+    """Features of random people: an identity is a direction, its images are noisy copies.
+
+    Gallery images beyond 25 per identity are distractors.
+    """
     rng = np.random.default_rng(1501)
     centres = rng.standard_normal((identities, width), dtype=np.float32)
 
@@ -78,6 +100,7 @@ def random_features(
             rows = slice(i, min(i + ROWS, 25 * identities))
             features[rows] += centres[pids[rows]] / 2
         features /= np.linalg.norm(features, axis=1, keepdims=True)
-        return Part(features.astype(dtype), pids, rng.integers(0, cameras, count), range(count))
+        camids = rng.integers(0, cameras, count)
+        return Part(features.astype(dtype), pids, camids, range(count))
 
     return Features(part(queries), part(gallery), {})

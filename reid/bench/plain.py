@@ -1,10 +1,17 @@
-"""RRID as its equations are usually typed in: a module a part, a loop a loss. The slow form to compare with."""
+"""RRID as its equations are usually written: one module per part, one loop per loss.
+
+The slow form that the benchmarks compare with.
+"""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reid.models.backbone import build_backbone
+from reid.models.layers import SlotLayer
+from reid.models.rrid import RRID
 
 
 def unit(inputs: int, outputs: int) -> nn.Sequential:
@@ -16,7 +23,8 @@ class Related(nn.Module):
 
     def __init__(self, channels: int, dim: int, classes: int):
         super().__init__()
-        self.a, self.b, self.relation = unit(channels, dim), unit(channels, dim), unit(2 * dim, dim)
+        self.a, self.b = unit(channels, dim), unit(channels, dim)
+        self.relation = unit(2 * dim, dim)
         self.fc = nn.ModuleList(nn.Linear(dim, classes) for _ in range(3))
 
     def forward(self, p: Tensor, r: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -28,41 +36,78 @@ class Related(nn.Module):
 class PlainHeads(nn.Module):
     """Map (N, C, h, w) -> features, a list of S (N, D), and logits, a list of 3S (N, K)."""
 
-    def __init__(self, channels: int, classes: int, stripes=(6, 4, 2), dim: int = 256):
+    def __init__(self, channels: int, classes: int, stripes: Sequence[int] = (6, 4, 2), dim: int = 256):
         super().__init__()
         self.stripes = stripes
-        self.slots = nn.ModuleList(Related(channels, dim, classes) for n in stripes for _ in range(n + 1))
+        slots = (Related(channels, dim, classes) for n in stripes for _ in range(n + 1))
+        self.slots = nn.ModuleList(slots)
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         features, logits = [], []
         slots = iter(self.slots)
         for n in self.stripes:
             height = x.shape[2] // n
-            parts = [F.max_pool2d(x[:, :, i * height : (i + 1) * height], (height, x.shape[3])) for i in range(n)]
+            parts = []
+            for i in range(n):
+                stripe = x[:, :, i * height : (i + 1) * height]
+                parts.append(F.max_pool2d(stripe, (height, x.shape[3])))
             p_max = F.max_pool2d(x, x.shape[2:])
-            pairs = [(parts[i], sum(parts[j] for j in range(n) if j != i) / (n - 1)) for i in range(n)]
-            for p, r in [*pairs, (p_max, (sum(parts) - p_max) / (n - 1))]:
+            pairs = []
+            for i in range(n):
+                rest = sum(parts[j] for j in range(n) if j != i) / (n - 1)
+                pairs.append((parts[i], rest))
+            pairs.append((p_max, (sum(parts) - p_max) / (n - 1)))
+            for p, r in pairs:
                 q, three = next(slots)(p, r)
                 features.append(q)
                 logits += three
         return features, logits
 
+    @torch.no_grad()
+    def copy_weights(self, model: RRID) -> None:
+        """Takes the weights of the batched heads, which have all parts first, then all wholes."""
+        order, start, parts = [], 0, sum(self.stripes)
+        for whole, n in enumerate(self.stripes, parts):
+            order += [*range(start, start + n), whole]
+            start += n
+        for related, i in zip(self.slots, order):
+            copy_slot(related.a, model.E_p, i)
+            copy_slot(related.b, model.E_r, i)
+            copy_slot(related.relation, model.R, i)
+            for fc, head in zip(related.fc, range(i, 3 * model.slots, model.slots)):
+                fc.weight.copy_(model.classifiers.weight[head])
+                fc.bias.copy_(model.classifiers.bias[head])
+
+
+def copy_slot(plain: nn.Sequential, layer: SlotLayer, slot: int) -> None:
+    convolution, norm, _ = plain
+    convolution.weight.copy_(layer.weight[slot][:, :, None, None])
+    convolution.bias.copy_(layer.bias[slot])
+    norm.weight.copy_(layer.norm.weight.view(layer.bias.shape)[slot])
+    norm.bias.copy_(layer.norm.bias.view(layer.bias.shape)[slot])
+
 
 class PlainRRID(nn.Module):
-    def __init__(self, classes: int, backbone: str):
+    """The plain heads on a backbone, with the weights of a model of ours."""
+
+    def __init__(self, model: RRID, backbone: str, classes: int):
         super().__init__()
         self.base = build_backbone(backbone)
-        self.heads = PlainHeads(self.base.channels, classes)
+        self.base.load_state_dict(model.base.state_dict())
+        self.heads = PlainHeads(self.base.channels, classes, model.stripes)
+        self.heads.copy_weights(model)
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         return self.heads(self.base(images))
 
 
-def plain_loss(features: list[Tensor], logits: list[Tensor], labels: Tensor, margin: float) -> Tensor:
+def plain_loss(features: list[Tensor], logits: list[Tensor], labels: Tensor, margin: float = 1.2) -> Tensor:
     loss = sum(2 * F.cross_entropy(x, labels) for x in logits)
     same = labels[:, None] == labels
     for f in features:
         distance = torch.cdist(f[None], f[None])[0].clamp(min=1e-6)
-        hardest = [(distance[i][same[i]].max(), distance[i][~same[i]].min()) for i in range(len(f))]
-        loss = loss + torch.stack([F.relu(margin + positive - negative) for positive, negative in hardest]).mean()
+        anchors = []
+        for i, row in enumerate(distance):
+            anchors.append(F.relu(margin + row[same[i]].max() - row[~same[i]].min()))
+        loss = loss + torch.stack(anchors).mean()
     return loss

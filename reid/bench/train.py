@@ -1,81 +1,97 @@
-"""The training step: beside the bare backbone's and the plain form's, and where its time goes."""
+"""The training step: beside the bare backbone and the plain form, and the time of its parts."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reid.bench.measure import side_by_side, table
+from reid.bench.data import augmented_batch
+from reid.bench.measure import Measured, check_close, side_by_side, table
 from reid.bench.plain import PlainHeads, PlainRRID, plain_loss
-from reid.config import BACKBONES, Config
-from reid.data.transforms import augment, draw_augmentation, normalise
+from reid.config import Config
+from reid.data.transforms import normalise
 from reid.device import Hardware, autocast, find_hardware, set_up
+from reid.errors import InputError
 from reid.losses import batch_hard_triplet, identity_loss, objective
 from reid.models import build_model
-from reid.models.backbone import build_backbone
+from reid.models.rrid import RRID
 from reid.training.step import TrainStep
 
-CLASSES = 751
+CLASSES, MARGIN = 751, 1.2
+PLAIN, PLAIN_HEADS, BATCHED_HEADS = "plain form, fp32", "plain heads", "batched heads"
+PRECISIONS = ("fp32", "bf16")
 
 
-def add_arguments(parser) -> None:
-    step_flags(parser, batch_size=64)
-    parser.add_argument("--compile", action="store_true", help="also torch.compile of the backbone")
-    parser.add_argument("--no_plain", action="store_true", help="leave the plain form out")
+@dataclass(frozen=True)
+class Work:
+    """The data and the model that all forms share; each form works on a copy of the model."""
+
+    backbone: str
+    pixels: Tensor  # (N, 3, H, W) uint8
+    images: Tensor  # normalised
+    labels: Tensor  # (N,), 4 images per identity
+    model: RRID
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixels.device
+
+    def copy_of_model(self) -> RRID:
+        return copy.deepcopy(self.model).to(memory_format=torch.channels_last)
 
 
-def step_flags(parser, **defaults: int) -> None:
-    for name, default in {"h": 384, "w": 128, "repeat": 5, **defaults}.items():
-        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"default {default}")
-    parser.add_argument("--backbone", choices=BACKBONES, default="resnet50", help="default resnet50")
-    parser.add_argument("--gpus", type=int, nargs=1, default=[], help="GPU id (default: the first GPU, or the CPU)")
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="default auto: a GPU if there is one")
-
-
-def main(arguments) -> int:
-    a, hardware = arguments, find_hardware(arguments.device, tuple(arguments.gpus))
+def run(a) -> Iterator[str]:
+    if a.batch_size < 5:
+        raise InputError(f"--batch_size {a.batch_size}: two identities need at least 5 images")
+    hardware = find_hardware(a.device, tuple(a.gpus))
     set_up(hardware, "fp32")  # each form selects its own precision
-    device = hardware.device
+    work = make_work(a, hardware.device)
+    rows = timed(step_forms(work, a.no_plain, a.compile), a.repeat, work.device)
+    if not a.no_plain:
+        check_close(rows, [PLAIN, "RRID, fp32"], 1e-3)
+    batch = f"batch {a.batch_size}"
+    title = f"training step, {a.backbone}, {a.h}x{a.w}, {batch}, {work.device.type}"
+    yield table(title, rows, next(iter(rows)))
+    for precision in PRECISIONS:
+        step = rows[f"RRID, {precision}"].seconds
+        bare = rows[f"bare {a.backbone}, {precision}"].seconds
+        line = f"RRID {precision}: {a.batch_size / step:.1f} images/s, {step / bare:.2f} of the bare backbone"
+        yield line if a.no_plain else f"{line}, {step / rows[PLAIN].seconds:.2f} of the plain form"
+
+    size = (a.batch_size, work.model.base.channels, a.h // 16, a.w // 16)
+    heads = timed(head_forms(work, torch.randn(size, device=work.device)), a.repeat, work.device)
+    check_close(heads, [PLAIN_HEADS, BATCHED_HEADS], 1e-3)
+    yield table(f"heads, classifiers and losses alone, {batch}", heads, PLAIN_HEADS)
+    ratio = heads[BATCHED_HEADS].seconds / heads[PLAIN_HEADS].seconds
+    yield f"batched heads: {ratio:.2f} of the plain ones"
+    yield table("parts of a bf16 step", timed(stages(work), a.repeat, work.device))
+
+
+def make_work(a, device: torch.device) -> Work:
     rng = np.random.default_rng(0)
-    pixels = torch.from_numpy(rng.integers(0, 256, (a.batch_size, a.h, a.w, 3), dtype=np.uint8)).permute(0, 3, 1, 2)
-    pixels = pixels.to(device)
-    images, labels = normalise(pixels), torch.arange(a.batch_size, device=device) // 4
-
-    forms = {} if a.no_plain else {"plain form, fp32": plain_step(a.backbone, images, labels)}
-    for precision in ("fp32", "bf16"):
-        forms[f"RRID, {precision}"] = rrid_step(a, device, images, labels, precision)
-        forms[f"bare {a.backbone}, {precision}"] = bare_step(a, device, images, labels, precision)
-    if a.compile:
-        forms["RRID, bf16, compiled"] = rrid_step(a, device, images, labels, "bf16", compiled=True)
-    rows = timed(forms, a.repeat, device)
-    title = f"training step, {a.backbone}, {a.h}x{a.w}, batch {a.batch_size}, {device.type}"
-    print(table(title, rows, next(iter(forms))))
-    for precision in ("fp32", "bf16"):
-        step, bare = rows[f"RRID, {precision}"].seconds, rows[f"bare {a.backbone}, {precision}"].seconds
-        plain = "" if a.no_plain else f", {step / rows['plain form, fp32'].seconds:.2f} of the plain form"
-        print(f"RRID {precision}: {a.batch_size / step:.1f} images/s, {step / bare:.2f} of the bare backbone{plain}")
-
-    channels = build_backbone(a.backbone).channels
-    maps = torch.randn(a.batch_size, channels, a.h // 16, a.w // 16, device=device)
-    heads = timed(head_forms(a, maps, labels, channels), a.repeat, device)
-    print(table(f"heads, classifiers and losses alone, batch {a.batch_size}", heads, "plain heads"))
-    print(f"batched heads: {heads['batched heads'].seconds / heads['plain heads'].seconds:.2f} of the plain ones")
-    print(table("where a bf16 step goes", timed(stages(a, device, pixels, labels), a.repeat, device), ""))
-    return 0
+    pixels = rng.integers(0, 256, (a.batch_size, a.h, a.w, 3), dtype=np.uint8)
+    batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device)  # channels last in memory
+    torch.manual_seed(0)
+    model = build_model(Config(backbone=a.backbone), CLASSES).to(device)
+    labels = torch.arange(a.batch_size, device=device) // 4
+    return Work(a.backbone, batch, normalise(batch), labels, model)
 
 
-def timed(forms: dict[str, Callable], repeat: int, device: torch.device):
-    """side_by_side after a warm-up of each form, waiting for the device."""
+def timed(forms: dict[str, Callable], repeat: int, device: torch.device) -> dict[str, Measured]:
+    """side_by_side after one run of each form, waiting for the device."""
 
     def waiting(form: Callable) -> Callable:
-        def run() -> None:
-            form()
+        def run_and_wait():
+            result = form()
             if device.type != "cpu":
                 torch.accelerator.synchronize(device)
+            return result
 
-        return run
+        return run_and_wait
 
     ready = {name: waiting(form) for name, form in forms.items()}
     for form in ready.values():
@@ -83,90 +99,107 @@ def timed(forms: dict[str, Callable], repeat: int, device: torch.device):
     return side_by_side(ready, repeat)
 
 
-def rrid_step(a, device, images: Tensor, labels: Tensor, precision: str, compiled: bool = False) -> Callable:
-    config = Config(backbone=a.backbone, h=a.h, w=a.w, precision=precision, compile=compiled)
-    model = build_model(config, CLASSES).to(device, memory_format=torch.channels_last)
-    step = TrainStep(model, config, device)
-    x = images.contiguous(memory_format=torch.channels_last)
-    return lambda: step(x, labels, (0.0, 0.0))
+def step_forms(work: Work, no_plain: bool, compiled: bool) -> dict[str, Callable]:
+    forms = {} if no_plain else {PLAIN: plain_step(work)}
+    for precision in PRECISIONS:
+        forms[f"RRID, {precision}"] = rrid_step(work, precision)
+        forms[f"bare {work.backbone}, {precision}"] = bare_step(work, precision)
+    if compiled:
+        forms["RRID, bf16, compiled"] = rrid_step(work, "bf16", compiled=True)
+    return forms
 
 
-def plain_step(backbone: str, images: Tensor, labels: Tensor) -> Callable:
-    model = PlainRRID(CLASSES, backbone).to(images.device).train()
+def rrid_step(work: Work, precision: str, compiled: bool = False) -> Callable[[], float]:
+    config = Config(precision=precision, compile=compiled, margin=MARGIN)
+    step = TrainStep(work.copy_of_model(), config, work.device)
+    return lambda: step(work.images, work.labels, (0.0, 0.0))["loss"].item()
+
+
+def plain_step(work: Work) -> Callable[[], float]:
+    model = PlainRRID(work.model, work.backbone, CLASSES).to(work.device).train()
     optimizer = torch.optim.SGD(model.parameters(), 0.0, 0.9, weight_decay=5e-4, foreach=False)
-    x = images.contiguous()
+    images = work.images.contiguous()
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = plain_loss(*model(images), work.labels, MARGIN)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def bare_step(work: Work, precision: str) -> Callable:
+    """The backbone with average pooling, one classifier, one cross entropy."""
+    base = work.copy_of_model().base.train()
+    classifier = nn.Linear(base.channels, CLASSES).to(work.device)
+    parameters = [*base.parameters(), *classifier.parameters()]
+    fused = Hardware(work.device).fused
+    optimizer = torch.optim.SGD(parameters, 0.0, 0.9, weight_decay=5e-4, fused=fused)
 
     def step() -> None:
         optimizer.zero_grad()
-        plain_loss(*model(x), labels, 1.2).backward()
+        with autocast(precision, work.device):
+            features = base(work.images).mean((2, 3), dtype=torch.float32)
+        F.cross_entropy(classifier(features), work.labels).backward()
         optimizer.step()
 
     return step
 
 
-def bare_step(a, device, images: Tensor, labels: Tensor, precision: str) -> Callable:
-    """The backbone with average pool, one classifier, one cross entropy."""
-    base = build_backbone(a.backbone).to(device, memory_format=torch.channels_last).train()
-    classifier = nn.Linear(base.channels, CLASSES).to(device)
-    optimizer = torch.optim.SGD(
-        [*base.parameters(), *classifier.parameters()], 0.0, 0.9, weight_decay=5e-4, fused=Hardware(device).fused
-    )
-    x = images.contiguous(memory_format=torch.channels_last)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        with autocast(precision, device):
-            features = base(x).mean((2, 3), dtype=torch.float32)
-        F.cross_entropy(classifier(features), labels).backward()
-        optimizer.step()
-
-    return step
+def loss_of(features: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    triplet = batch_hard_triplet(features, labels, MARGIN).sum()
+    return objective(triplet, identity_loss(logits, labels).sum())
 
 
-def head_forms(a, maps: Tensor, labels: Tensor, channels: int) -> dict[str, Callable]:
-    """Forward and backward behind the map, to its gradient."""
-    plain = PlainHeads(channels, CLASSES).to(maps.device).train()
-    model = build_model(Config(backbone=a.backbone), CLASSES).to(maps.device).train()
-    flat = maps.clone().requires_grad_()
+def head_forms(work: Work, maps: Tensor) -> dict[str, Callable[[], float]]:
+    """Forward and backward after the map (N, C, h, w), to its gradient; each returns its loss."""
+    model = work.copy_of_model().train()
+    plain = PlainHeads(maps.shape[1], CLASSES, model.stripes).to(work.device).train()
+    plain.copy_weights(model)
+    first = maps.clone().requires_grad_()
     last = maps.contiguous(memory_format=torch.channels_last).requires_grad_()
 
-    def batched() -> None:
-        q, x, b = model.heads(last)
-        triplet = batch_hard_triplet(q, labels, 1.2).sum()
-        objective(triplet, identity_loss(model.classify(q, x, b), labels).sum()).backward()
+    def plain_heads() -> float:
+        loss = plain_loss(*plain(first), work.labels, MARGIN)
+        loss.backward()
+        return loss.item()
 
-    return {"plain heads": lambda: plain_loss(*plain(flat), labels, 1.2).backward(), "batched heads": batched}
+    def batched_heads() -> float:
+        q, a, b = model.heads(last)
+        loss = loss_of(q, model.classify(q, a, b), work.labels)
+        loss.backward()
+        return loss.item()
+
+    return {PLAIN_HEADS: plain_heads, BATCHED_HEADS: batched_heads}
 
 
-def stages(a, device, pixels: Tensor, labels: Tensor) -> dict[str, Callable]:
-    """The parts of a step, each alone, forward and backward where it has both."""
-    config = Config(backbone=a.backbone, precision="bf16")
-    model = build_model(config, CLASSES).to(device, memory_format=torch.channels_last)
-    step = TrainStep(model, config, device)
-    rng = np.random.default_rng(0)
+def stages(work: Work) -> dict[str, Callable]:
+    """The parts of a step, each alone, with its backward pass where it has one."""
+    step = TrainStep(work.copy_of_model(), Config(precision="bf16"), work.device)
+    model, rng = step.model, np.random.default_rng(0)
+    images = augmented_batch(work.pixels, rng)
 
-    def data() -> Tensor:
-        return normalise(augment(pixels, draw_augmentation(rng, a.batch_size, a.h, a.w, 0.5, "in_place")))
+    def backbone() -> Tensor:
+        with autocast("bf16", work.device):
+            x = model.base(images)
+        x.backward(torch.ones_like(x))
+        return x
 
-    images = data()
-    with autocast("bf16", device):
-        maps = model.base(images).detach().requires_grad_()
+    maps = backbone().detach().requires_grad_()
 
-    def backbone() -> None:
-        with autocast("bf16", device):
-            model.base(images).backward(torch.ones_like(maps))
+    def heads() -> tuple[Tensor, Tensor]:
+        q, a, b = model.heads(maps)
+        logits = model.classify(q, a, b)
+        torch.autograd.backward([q, logits], [torch.ones_like(q), torch.ones_like(logits)])
+        return q, logits
 
-    def heads() -> None:
-        q, x, b = model.heads(maps)
-        torch.autograd.backward([q, model.classify(q, x, b)], [torch.ones_like(features), torch.ones_like(logits)])
-
-    q, x, b = model.heads(maps)
-    features, logits = q.detach().requires_grad_(), model.classify(q, x, b).detach().requires_grad_()
-
-    def losses() -> None:
-        triplet = batch_hard_triplet(features, labels, 1.2).sum()
-        objective(triplet, identity_loss(logits, labels).sum()).backward()
-
-    backbone(), heads()
-    return {"data (augment, normalise)": data, "backbone": backbone, "heads and classifiers": heads, "losses": losses,
-            "optimiser": step.optimizer.step}  # fmt: skip
+    features, logits = (x.detach().requires_grad_() for x in heads())
+    return {
+        "data (augment, normalise)": lambda: augmented_batch(work.pixels, rng),
+        "backbone": backbone,
+        "heads and classifiers": heads,
+        "losses": lambda: loss_of(features, logits, work.labels).backward(),
+        "optimiser": step.optimizer.step,
+    }

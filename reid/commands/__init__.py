@@ -1,5 +1,6 @@
-"""The command line: flags in, calls, printed lines."""
+"""The command line: reads flags, calls the library, prints results."""
 
+import io
 import logging
 import os
 import sys
@@ -11,7 +12,7 @@ from reid.errors import CheckFailed, InputError, Interrupted
 
 
 class Screen(logging.Handler):
-    """Log records as lines above a progress bar: infos on stdout, warnings on stderr."""
+    """Prints log records above a progress bar: infos on stdout, warnings on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
         line = record.getMessage()
@@ -22,7 +23,13 @@ class Screen(logging.Handler):
 
 
 def show_log() -> None:
-    """Shows what the library logs. Called once at the start of a command, in every process of it."""
+    """Prints the log records of the library. Every process of a command calls it once, at the start.
+
+    A character that the console cannot show is printed as '?', for example on Windows.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     logger = logging.getLogger("reid")
     if not any(isinstance(handler, Screen) for handler in logger.handlers):
         logger.addHandler(Screen())
@@ -30,18 +37,17 @@ def show_log() -> None:
 
 
 def reported(work: Callable[[], int], debug: bool) -> int:
-    """Runs a command and returns its exit code; known errors become one message instead of a traceback.
+    """Runs a command and returns its exit code. Known errors are printed as one message instead of a traceback.
 
-    The code is what work() returns; 1 for CheckFailed; 2 for InputError and for what the system refuses (a full disk,
-    a folder without permission); 130 when stopped; 141 when the reader of the output has gone. With `debug` errors
-    are raised.
+    Exit codes: the value of work(); 1 for CheckFailed; 2 for InputError and for errors of the system, such as a full
+    disk; 130 after a stop signal; 141 if the reader of the output has closed it. With `debug`, errors are raised.
     """
     try:
         code = work()
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit fails again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails again
         return 141
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

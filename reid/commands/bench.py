@@ -1,29 +1,109 @@
-"""python -m reid bench <subject>: one small file a subject, with add_arguments(parser) and main(args)."""
+"""python -m reid bench <subject>: measure speed and memory; compare ratios, not seconds."""
 
 import importlib
+from dataclasses import dataclass, fields
+from typing import Any
 
+from reid.config import Config
 from reid.errors import InputError
+from reid.variants import BACKBONES
 
+
+@dataclass(frozen=True)
+class Subject:
+    """A benchmark: reid/bench/<its name>.py with run(arguments) -> texts to print."""
+
+    help: str
+    numbers: dict[str, int]  # flags and defaults
+    flags: tuple[str, ...] = ()  # of FLAGS
+
+
+STEP = {"h": 384, "w": 128, "batch_size": 64, "repeat": 5}
 SUBJECTS = {
-    "ranking": "our ranking beside the published evaluator, and whole evaluations in tiles",
-    "train": "the training step beside the bare backbone's and the plain form's, and where its time goes",
-    "extract": "extraction of descriptors in each precision, and made ready for use",
-    "gallery": "a gallery of a million entries searched and changed",
-    "data": "images to batches: one at a time, in threads, from the cache",
-    "rerank": "sparse k-reciprocal re-ranking beside the dense form",
+    "ranking": Subject(
+        "rank with our evaluator and the published one, and evaluate in tiles",
+        {"queries": 3368, "gallery": 15913, "identities": 751, "cameras": 6, "width": 256, "repeat": 5},
+        ("alone", "dtype"),
+    ),
+    "train": Subject(
+        "compare a training step with the bare backbone and with a plain implementation",
+        STEP,
+        ("backbone", "gpus", "device", "compile", "no_plain"),
+    ),
+    "extract": Subject(
+        "extract descriptors in each precision, with and without the Extractor",
+        STEP,
+        ("backbone", "gpus", "device", "compile"),
+    ),
+    "gallery": Subject(
+        "search a large gallery and add to it",
+        {"size": 1_000_000, "width": 256, "queries": 100, "repeat": 3},
+        ("dtype",),
+    ),
+    "data": Subject(
+        "make batches of images: one at a time, in threads, from the cache",
+        {"h": 384, "w": 128, "images": 512, "batch_size": 64, "num_workers": 4, "repeat": 3},
+    ),
+    "rerank": Subject(
+        "compare sparse k-reciprocal re-ranking with the dense form",
+        {"queries": 500, "gallery": 3000, "identities": 150, "width": 256, "repeat": 5},
+        ("alone",),
+    ),
+}
+NUMBERS = {
+    "h": "image height in pixels",
+    "w": "image width in pixels",
+    "batch_size": "images in a batch",
+    "repeat": "runs per form; the median counts",
+    "queries": "query features",
+    "gallery": "gallery features",
+    "identities": "people among the features",
+    "cameras": "cameras among the features",
+    "width": "numbers per feature",
+    "size": "entries of the gallery",
+    "images": "images to decode",
+    "num_workers": "decoding threads",
+}
+DEVICES = next(f.metadata["choices"] for f in fields(Config) if f.name == "device")
+FLAGS: dict[str, dict[str, Any]] = {
+    "alone": {"action": "store_true", "help": "run only our form, for sizes beyond memory"},
+    "no_plain": {"action": "store_true", "help": "leave the plain implementation out"},
+    "compile": {"action": "store_true", "help": "also measure torch.compile of the backbone"},
+    "dtype": {
+        "choices": ("float32", "float16"),
+        "default": "float32",
+        "help": "type of the stored features (default float32)",
+    },
+    "backbone": {"choices": BACKBONES, "default": BACKBONES[0], "help": f"default {BACKBONES[0]}"},
+    "device": {"choices": DEVICES, "default": "auto", "help": "default auto: a GPU if there is one"},
+    "gpus": {
+        "type": int,
+        "nargs": 1,
+        "default": [],
+        "metavar": "N",
+        "help": "GPU id (default: the first GPU, or the CPU)",
+    },
 }
 
 
 def add_arguments(parser) -> None:
     subjects = parser.add_subparsers(dest="subject", metavar="subject", required=True)
-    for name, what in SUBJECTS.items():
-        importlib.import_module(f"reid.bench.{name}").add_arguments(
-            subjects.add_parser(name, help=what, description=what)
-        )
+    for name, subject in SUBJECTS.items():
+        command = subjects.add_parser(name, help=subject.help, description=subject.help)
+        for flag, default in subject.numbers.items():
+            text = f"{NUMBERS[flag]} (default {default})"
+            command.add_argument(f"--{flag}", type=int, default=default, metavar="N", help=text)
+        for flag in subject.flags:
+            command.add_argument(f"--{flag}", **FLAGS[flag])
 
 
 def main(arguments) -> int:
-    for name, value in vars(arguments).items():
-        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
-            raise InputError(f"--{name} {value} is too small; the least is 1")
-    return importlib.import_module(f"reid.bench.{arguments.subject}").main(arguments)
+    """Exit codes: 0 measured, 1 forms that must agree give different results, 2 bad input."""
+    for flag in SUBJECTS[arguments.subject].numbers:
+        value = getattr(arguments, flag)
+        if value < 1:
+            raise InputError(f"--{flag} {value} is too small; the least is 1")
+    run = importlib.import_module(f"reid.bench.{arguments.subject}").run
+    for text in run(arguments):
+        print(text, flush=True)
+    return 0

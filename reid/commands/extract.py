@@ -11,6 +11,7 @@ from reid.data.loader import in_order
 from reid.device import find_hardware, set_up
 from reid.errors import InputError
 from reid.evaluation.features import common_folder
+from reid.evaluation.record import Record
 from reid.evaluation.store import is_features, read_h5
 from reid.files import atomic_file, writing
 from reid.inference.describe import extract_file
@@ -65,21 +66,17 @@ def extract_to(path: Path, extractor: Extractor, found: ReadImages) -> None:
     def load(start: int):
         return found.store.batches(in_order(len(found.images), extractor.batch_size, start))
 
-    extract_file(
-        path,
-        extractor.model,
-        load,
-        [],
-        found.images,
-        extractor.device,
-        extractor.sha256,
-        "",
-        extractor.flip,
-        extractor.precision,
-        size="{}x{}".format(*extractor.size),
+    height, width = extractor.size
+    record = Record(
         content=found.content,
-        folder=common_folder([image.path for image in found.images]),
+        weights=extractor.sha256,
+        h=height,
+        w=width,
+        flip=extractor.flip,
+        precision=extractor.precision,
     )
+    folder = common_folder([image.path for image in found.images])
+    extract_file(path, extractor.model, load, {"gallery": found.images}, record, extractor.device, folder=folder)
 
 
 def extract_npz(path: Path, extractor: Extractor, found: ReadImages) -> None:

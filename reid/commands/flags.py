@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from reid.config import Config, closest
 
-AS_TRAINED = ("h", "w", "split")  # evaluate takes them from the weights
+AS_TRAINED = ("h", "w")  # evaluate takes them from the weights
 
 
 class Parser(argparse.ArgumentParser):

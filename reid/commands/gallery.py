@@ -1,14 +1,16 @@
-"""python -m reid gallery create|add|remove|search|info: the commands around gallery.py, and the picture of answers."""
+"""python -m reid gallery create|add|remove|search|info: descriptors that can be searched."""
 
 import os
 from pathlib import Path
 
 import numpy as np
 
-from reid.commands.extract import add_extractor_flags, add_images_flags, make_extractor
-from reid.data.images import find_images, readable
-from reid.data.loader import ImageStore, in_order
+from reid.commands.extract import open_extractor
+from reid.commands.flags import add_flags, add_images_flags, given_flags
+from reid.data.images import find_images, read_images
+from reid.data.loader import in_order
 from reid.errors import InputError, MissingInput
+from reid.evaluation.record import read_record
 from reid.evaluation.store import read_h5
 from reid.gallery.hdf5 import Entries, Fingerprint, Gallery, check_names
 from reid.gallery.picture import draw_answers, kind_of, save_picture
@@ -25,23 +27,24 @@ def add_arguments(parser) -> None:
         return added
 
     for name in ("create", "add"):
-        sub = action(name, f"{name} from --weights and --images, or from a --features file of extract")
+        sub = action(name, f"{name} entries from --weights and --images, or from a --features file")
         add_images_flags(sub, required=False)
-        sub.add_argument("--features", help="a .h5 that extract or evaluate.py wrote (its gallery)")
+        sub.add_argument("--features", help="read the gallery of a .h5 that extract or evaluate.py wrote")
         if name == "create":
-            sub.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of what is stored")
-    sub = action("remove", "take entries out by name or by identity")
-    sub.add_argument("--names", nargs="+", default=[], help="as search and info print them")
-    sub.add_argument("--pids", nargs="+", type=int, default=[])
-    sub = action("search", "the nearest entries of one or more images")
-    sub.add_argument("--weights", required=True, help="those of the gallery")
-    sub.add_argument("--image", nargs="+", required=True, help="query images")
-    sub.add_argument("--top", type=int, default=10, metavar="N", help="answers at most (default 10)")
+            sub.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="store this type")
+        add_flags(sub, "gallery")
+    sub = action("remove", "remove entries by name or by identity")
+    sub.add_argument("--names", nargs="+", default=[], help="remove these names, as search prints them")
+    sub.add_argument("--pids", nargs="+", type=int, default=[], help="remove the entries of these identities")
+    sub = action("search", "find the nearest entries of one or more images")
+    sub.add_argument("--images", required=True, nargs="+", help="search for these images")
+    sub.add_argument("--top", type=int, default=10, metavar="N", help="list at most N answers (default 10)")
     sub.add_argument("--threshold", type=float, default=np.inf, help="largest squared distance (as evaluate.py's)")
-    sub.add_argument("--picture", metavar="FILE", help="queries and answers as a picture (.png, .jpg)")
-    sub.add_argument("--root", help="folder of the entries' names (default: the gallery's folder)")
-    add_extractor_flags(sub)
-    action("info", "what a gallery holds")
+    sub.add_argument("--picture", metavar="FILE", help="draw queries and answers (.png, .jpg)")
+    sub.add_argument("--root", help="look for the entries' images here (default: the gallery's folder)")
+    sub.add_argument("--no_flip", action="store_true", help="leave the mirror images out")
+    add_flags(sub, "gallery", needs_weights=True)
+    action("info", "show what a gallery holds")
 
 
 def main(arguments) -> int:
@@ -54,30 +57,33 @@ def put(a) -> int:
     gallery = Gallery(path) if a.action == "add" else None
     if gallery is None and path.exists():
         raise InputError(f"{path} is already there; gallery add adds to it")
-    if bool(a.features) == bool(a.images) or bool(a.images) != bool(a.weights):
+    weights = given_flags(a).get("pretrained_weights_dir")
+    if bool(a.features) == bool(a.images) or bool(a.images) != bool(weights):
         raise InputError("give either --weights and --images, or --features")
-    if a.features:
-        mark, entries = from_features(Path(a.features), path)
-    else:
-        images = find_images(a.images)
-        extractor = make_extractor(a.weights, a)
-        mark = fingerprint(extractor)
-        if gallery is not None:  # before the long work
-            gallery.refuse_other(mark)
-            check_names([beside(i.path, path) for i in images], gallery.labels()[0])
-        images = readable(images, extractor.size, a.num_workers, a.skip_bad)
-        names = [beside(i.path, path) for i in images]
-        store = ImageStore(images, *extractor.size, extractor.num_workers, device=extractor.device)
-        batches = store.batches(in_order(len(images), extractor.batch_size))
-        features = extract(extractor.model, batches, len(images), extractor.device, extractor.flip, extractor.precision)
-        labels = np.array([(i.pid, i.camid) for i in images], np.int64)
-        entries = Entries(features, names, labels[:, 0], labels[:, 1])
+    mark, entries = from_features(Path(a.features), path) if a.features else from_images(a, path, gallery)
     if gallery is None:
         gallery = Gallery.create(path, mark, entries, a.dtype)
     else:
         gallery.add(mark, entries)
     print(f"{len(entries.names)} added; {path} holds {len(gallery)}")
     return 0
+
+
+def from_images(a, path: Path, gallery: Gallery | None) -> tuple[Fingerprint, Entries]:
+    """Entries of --images for the gallery at `path`, which is None where it is new."""
+    images = find_images(a.images)
+    extractor = open_extractor(a)
+    mark = fingerprint(extractor)
+    if gallery is not None:  # before the long work
+        gallery.refuse_other(mark)
+        check_names([beside(i.path, path) for i in images], gallery.labels()[0])
+    found = read_images(images, extractor.size, extractor.num_workers, extractor.device, a.skip_bad)
+    batches = found.store.batches(in_order(len(found.images), extractor.batch_size))
+    total, device = len(found.images), extractor.device
+    features = extract(extractor.model, batches, total, device, extractor.flip, extractor.precision)
+    names = [beside(image.path, path) for image in found.images]
+    labels = np.array([(image.pid, image.camid) for image in found.images], np.int64)
+    return mark, Entries(features, names, labels[:, 0], labels[:, 1])
 
 
 def beside(image: str, gallery: Path) -> str:
@@ -95,11 +101,14 @@ def from_features(path: Path, target: Path) -> tuple[Fingerprint, Entries]:
         raise MissingInput(f"features file {path} is not there; python -m reid extract writes one")
     try:
         sides, attrs = read_h5(path)
-        mark = Fingerprint(str(attrs["weights"]), str(attrs["size"]), bool(attrs["flip"]))
+        record = read_record(path)
+        if record.weights is None:
+            raise ValueError("its weights are unknown")
+        mark = Fingerprint(record.weights, f"{record.h}x{record.w}", bool(record.flip))
     except (OSError, KeyError, ValueError, TypeError) as e:
-        raise InputError(f"{path} is no features.h5 of this project, or damaged: {e}; extract it again") from e
+        raise InputError(f"{path} is damaged, or not a features.h5 of this project: {e}; extract it again") from e
     features, pids, camids, names = sides["gallery"]
-    if folder := attrs.get("folder"):  # extract's say where the images are; evaluate.py's are relative to a dataset
+    if folder := attrs.get("folder"):  # extract writes it; evaluate.py's names are relative to a dataset
         names = [beside(os.path.join(folder, name), target) for name in names]
     return mark, Entries(features, names, pids, np.full(len(names), -1) if camids is None else camids)
 
@@ -129,10 +138,10 @@ def search(a) -> int:
     if a.picture:
         kind_of(Path(a.picture))
     gallery = Gallery(a.gallery)
-    extractor = make_extractor(a.weights, a)
+    extractor = open_extractor(a)
     gallery.refuse_other(fingerprint(extractor))
-    found = gallery.search(extractor(a.image), a.top, a.threshold)
-    for image, answers in zip(a.image, found):
+    found = gallery.search(extractor(a.images), a.top, a.threshold)
+    for image, answers in zip(a.images, found):
         print(f"{image}\n{'rank':>6}{'distance':>10}{'pid':>8}{'camid':>7}  name")
         for i, (distance, name, pid, camid) in enumerate(zip(*answers[1:]), 1):
             known = ["-" if x < 0 else x for x in (pid, camid)]
@@ -141,7 +150,7 @@ def search(a) -> int:
             print(f"  no entry within {a.threshold:g}")
     if a.picture:
         root = Path(a.root) if a.root else gallery.path.parent
-        save_picture(draw_answers(a.image, found, root), Path(a.picture))
+        save_picture(draw_answers(a.images, found, root), Path(a.picture))
         print(f"picture in {a.picture}")
     return 0
 

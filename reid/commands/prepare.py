@@ -1,40 +1,50 @@
-"""python -m reid prepare: a dataset from an archive or folder."""
+"""python -m reid prepare: makes a dataset from an archive or folder."""
 
 import argparse
 import time
 from pathlib import Path
 
-from reid.data.prepare import DATASETS, open_dataset, prepare, prepare_own
+from reid.data.prepare import open_dataset, prepare, prepare_own
+from reid.data.prepare.known import DATASETS
+from reid.data.prepare.own import OwnImages
 from reid.errors import InputError
 
 OWN = ("template", "test_share", "seed", "name")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dataset", help=f"{', '.join(DATASETS)}; folder (your own images); or demo (drawn, no source)")
-    parser.add_argument("--source", help="zip, tar or folder (default: looked for under --dataset_path); for folder "
-                        "also a CSV or JSON list with path, pid and maybe camid")  # fmt: skip
-    parser.add_argument("--dataset_path", default="./datasets", help="folder of the datasets (default ./datasets)")
-    parser.add_argument("--images", choices=("copy", "link"), default="copy", help="copy the images (default), or link")
-    own = parser.add_argument_group("your own images (prepare folder)")
-    own.add_argument("--name", help="name of the dataset (default: that of the source)")
-    own.add_argument("--template", help="names of the images, as '{pid}_c{cam}_{}.jpg', where {} is any text; with "
-                     "'/' it is matched to the path (default: one folder an identity)")  # fmt: skip
-    own.add_argument("--test_share", type=float, help="share of the identities in the test (default 0.5)")
-    own.add_argument("--seed", type=int, help="of the drawn split (default 0)")
+    add = parser.add_argument
+    add("dataset", help=f"{', '.join(DATASETS)}; folder (your own images); or demo (drawn, needs no source)")
+    add(
+        "--source",
+        help="zip, tar or folder (default: searched for under --dataset_path); for folder also a CSV "
+        "or JSON list with path, pid and optionally camid",
+    )
+    add("--dataset_path", default="./datasets", help="folder of the datasets (default ./datasets)")
+    add("--images", choices=("copy", "link"), default="copy", help="copy the images, or link to them (default copy)")
+    add = parser.add_argument_group("your own images (prepare folder)").add_argument
+    add("--name", help="name of the dataset (default: name of the source)")
+    add(
+        "--template",
+        help="form of the image names, for example '{pid}_c{cam}_{}.jpg', where {} is any text; with "
+        "'/' it is matched against the path (default: one folder per identity)",
+    )
+    add("--test_share", type=float, help="share of the identities in the test (default 0.5)")
+    add("--seed", type=int, help="seed of the drawn split (default 0)")
 
 
 def main(arguments: argparse.Namespace) -> int:
     start = time.perf_counter()
-    own = {key: value for key in OWN if (value := getattr(arguments, key)) is not None}
+    given = {key: value for key in OWN if (value := getattr(arguments, key)) is not None}
     source, link = arguments.source, arguments.images == "link"
     if arguments.dataset == "folder":
         if not source:
             raise InputError("prepare folder needs --source: a folder, an archive, or a CSV or JSON list")
-        name = own.pop("name", Path(source).resolve().name.partition(".")[0])
-        dataset = prepare_own(name, source, arguments.dataset_path, link, **own)
-    elif own:
-        raise InputError(f"--{next(iter(own))} is only for your own images: python -m reid prepare folder")
+        name = given.pop("name", Path(source).resolve().name.partition(".")[0])
+        images = OwnImages(source=Path(source), **given)
+        dataset = prepare_own(name, images, arguments.dataset_path, link)
+    elif given:
+        raise InputError(f"--{next(iter(given))} is only for your own images: python -m reid prepare folder")
     elif source:
         dataset = prepare(arguments.dataset, source, arguments.dataset_path, link)
     else:

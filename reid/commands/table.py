@@ -4,43 +4,35 @@ from pathlib import Path
 
 from reid.errors import InputError
 from reid.report import figures
-from reid.report.table import (
-    COLUMNS,
-    COVERED,
-    COVERED_COLUMNS,
-    Scored,
-    covered,
-    markdown,
-    read_runs,
-    summary,
-    write_csv,
-)
+from reid.report.table import COLUMNS, COVERED_COLUMNS, Scored, covered, markdown, read_runs, summary, write_csv
 
 
 def add_arguments(parser) -> None:
     parser.add_argument("paths", nargs="+", metavar="PATH", help="run folders, or folders of them (logs/market1501)")
-    parser.add_argument("--csv", metavar="FILE", help="also as CSV, with full precision")
-    parser.add_argument("--figure", metavar="PNG", help="mAP by covered band, of runs scored with --occlude")
+    parser.add_argument("--csv", metavar="FILE", help="also write a CSV with full precision")
+    parser.add_argument("--figure", metavar="PNG", help="draw mAP by covered band, of runs scored with --occlude")
 
 
 def main(arguments) -> int:
     rows, left_out = read_runs(Path(p) for p in arguments.paths)
     if arguments.figure:
-        if not (lines := covered(rows)):
+        lines = covered(rows)
+        if not lines:
             raise InputError("--figure: no run here was scored with a covered band; evaluate.py --occlude 1 2 3 4 5 6")
-        figures.covered(
-            Path(arguments.figure), {", ".join(line[k] for k in COVERED_COLUMNS[:3]): line for line in lines}
-        )
+        named = {", ".join(line[k] for k in COVERED_COLUMNS[:3]): line for line in lines}
+        figures.covered(Path(arguments.figure), named)
     show(rows, left_out, arguments.csv)
     return 0
 
 
 def show(rows: list[Scored], left_out: list[str], csv_file: str | None) -> None:
-    if rows:
-        print(markdown(summary([row for row in rows if not COVERED.fullmatch(row.test)]), COLUMNS))
-    if lines := covered(rows):
+    """Prints the tables, and why runs are left out."""
+    whole, bands = summary([row for row in rows if not row.record.covered]), covered(rows)
+    if whole:
+        print(markdown(whole, COLUMNS))
+    if bands:
         print("\nmAP with one sixth of each query image covered, 1 the head, 6 the feet:\n")
-        print(markdown(lines, COVERED_COLUMNS))
+        print(markdown(bands, COVERED_COLUMNS))
     for reason in left_out:
         print(f"not in the table: {reason}")
     if csv_file:

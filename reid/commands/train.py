@@ -1,14 +1,13 @@
 """python -m reid train: train a model. Without flags: the paper's model on Market-1501."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 from reid.commands import reported
 from reid.commands.flags import add_flags, given_flags
 from reid.config import Config
-from reid.errors import InputError, MissingInput
 from reid.profiles import from_flags
+from reid.runs import read_config
 
 
 def add_arguments(parser) -> None:
@@ -45,12 +44,4 @@ def train_one(config: Config) -> int:
 
 def stored_config(resume: str) -> Config | None:
     """The configuration of the run folder that --resume names, so that its flags need not be repeated."""
-    if resume == "newest":
-        return None
-    path = Path(resume) / "config.json"
-    if not path.is_file():
-        raise MissingInput(f"--resume {resume}: no run is there (no config.json)")
-    try:
-        return Config.from_json(json.loads(path.read_text()), str(path))
-    except (InputError, ValueError) as e:
-        raise InputError(f"{path} cannot be used: {e}") from e
+    return None if resume == "newest" else read_config(Path(resume))

@@ -1,1 +1,1 @@
-"""Data: what a dataset is, how it is made ready, how it becomes batches."""
+"""Datasets: their format, how they are prepared, and how they become batches."""

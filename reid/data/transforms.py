@@ -1,9 +1,11 @@
-"""What happens to a batch after decoding: crop, erase, flip, normalise, on whatever device the batch is.
+"""Augmentation and normalisation of a decoded batch, on its device.
 
-Every random number of a training step is drawn before, on the host, from (seed, epoch, step), for the whole
-global batch: so the device, the number of workers and the number of processes change nothing.
+All random numbers of a training step are drawn beforehand, on the host, from
+(seed, epoch, step) and for the whole global batch. Results therefore do not depend
+on the device, the number of workers or the number of processes.
 """
 
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -11,110 +13,137 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reid.config import Config
 from reid.device import Hardware
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
-LEAST_AREA, RATIO = 0.02, (0.3, 1 / 0.3)  # erased share of the image; height to width of the patch
+LEAST_AREA = 0.02  # erased share of the image
+RATIO = (0.3, 1 / 0.3)  # height to width of the erased patch
 
 
-class Augmentation(NamedTuple):
-    """Per image of a batch: whether to mirror it, the box (empty for none) painted in one colour, and how far it is
-    moved on black ground (a crop after padding). Moving comes before erasing, and that before mirroring, as published.
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Settings of random erasing (Zhong et al. 2017) and cropping, named as in Config.
+
+    "in_place" erases an image with erasing_probability, where the patch was drawn.
+    "published" does so with (1 + probability) / 2, and pastes the patch with its corner at
+    (own width, own height), cut at the border. Areas are shares of the image.
+    """
+
+    erasing_probability: float = 0.5
+    erasing: str = "in_place"
+    erasing_area: float = 0.2  # the largest
+    erasing_fill: str = "random"  # one random colour per image; or "mean", ImageNet's mean
+    crop_padding: int = 0  # pixels by which an image may move
+
+    @classmethod
+    def of(cls, config: Config) -> "Augmentation":
+        return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
+
+
+class Draws(NamedTuple):
+    """Random numbers for a batch of N images, in pixels.
+
+    An image is moved on black ground, which equals padding and cropping; then its
+    box is painted; then it is mirrored. This is the published order.
     """
 
     flip: np.ndarray  # (N,) bool
-    top: np.ndarray  # (N,) pixels, as left, height and width
+    top: np.ndarray  # (N,) of the box, like the next three; empty boxes have height 0
     left: np.ndarray
     height: np.ndarray
     width: np.ndarray
     colour: np.ndarray  # (N, 3) uint8
-    down: np.ndarray  # (N,) pixels, negative for up, as right
-    right: np.ndarray
+    down: np.ndarray  # (N,) negative means up
+    right: np.ndarray  # (N,) negative means left
 
-    def part(self, rows: slice) -> "Augmentation":
-        return Augmentation(*(x[rows] for x in self))
+    def part(self, rows: slice) -> "Draws":
+        return Draws(*(x[rows] for x in self))
 
 
-def draw_augmentation(
-    rng: np.random.Generator,
-    n: int,
-    h: int,
-    w: int,
-    probability: float,
-    erasing: str = "in_place",
-    largest: float = 0.2,
-    fill: str = "random",
-    padding: int = 0,
-) -> Augmentation:
+def draw_augmentation(rng: np.random.Generator, n: int, h: int, w: int, settings: Augmentation) -> Draws:
     """Random numbers for n images of h x w pixels.
 
-    erasing 'in_place': each image with this probability, the patch where it was drawn. 'published': with
-    (1 + probability) / 2, pasted with its corner at (own width, own height) and cut at the border.
-    A patch that does not fit the image is drawn again (Zhong et al. 2017, arXiv 1708.04896). largest: share of the
-    image; fill: one random colour an image, or ImageNet's mean. padding: pixels by which an image may move.
+    A patch that does not fit into the image is drawn again.
     """
+    published = settings.erasing == "published"
+    p = settings.erasing_probability
     flip = rng.random(n) < 0.5
-    erase = rng.random(n) < (probability if erasing == "in_place" else (1 + probability) / 2)
+    erase = rng.random(n) < ((1 + p) / 2 if published else p)
     height, width = np.zeros(n, int), np.zeros(n, int)
     todo = np.arange(n)
     while len(todo):
-        area = rng.uniform(LEAST_AREA, largest, len(todo)) * h * w
+        area = rng.uniform(LEAST_AREA, settings.erasing_area, len(todo)) * h * w
         ratio = rng.uniform(*RATIO, len(todo))
         height[todo], width[todo] = np.sqrt(area * ratio), np.sqrt(area / ratio)
         todo = todo[(height[todo] >= h) | (width[todo] >= w)]
     height, width = height * erase, width * erase
-    top, left = rng.integers(0, h - height + 1), rng.integers(0, w - width + 1)
-    if erasing == "published":
+    top = rng.integers(0, h - height + 1)
+    left = rng.integers(0, w - width + 1)
+    if published:
         top, left = height, width
     colour = rng.integers(0, 256, (n, 3), dtype=np.uint8)
-    if fill == "mean":
+    if settings.erasing_fill == "mean":
         colour[:] = np.round(255 * np.array(MEAN))
-    down, right = rng.integers(-padding, padding + 1, (2, n))
-    return Augmentation(flip, top, left, height, width, colour, down, right)
+    most = settings.crop_padding
+    down, right = rng.integers(-most, most + 1, (2, n))
+    return Draws(flip, top, left, height, width, colour, down, right)
 
 
-def augment(images: Tensor, a: Augmentation) -> Tensor:
-    """uint8 (N, 3, H, W) -> the same moved, its boxes painted, then mirrored; a new tensor."""
+def augment(images: Tensor, draws: Draws) -> Tensor:
+    """uint8 (N, 3, H, W), moved, erased and mirrored as drawn; a new tensor."""
 
     def on_device(x: np.ndarray) -> Tensor:
-        beside = Hardware(images.device).pinned
-        return torch.from_numpy(np.ascontiguousarray(x)).to(images.device, non_blocking=beside)
+        x = np.ascontiguousarray(x)
+        return torch.from_numpy(x).to(images.device, non_blocking=Hardware(images.device).pinned)
 
-    if padding := int(max(np.abs(a.down).max(), np.abs(a.right).max())):
-        images = moved(images, on_device(a.down), on_device(a.right), padding)
-    top, left, height, width = (on_device(x)[:, None] for x in a[1:5])
-    rows = torch.arange(images.shape[2], device=images.device)
-    columns = torch.arange(images.shape[3], device=images.device)
-    inside_rows = (rows >= top) & (rows < top + height)  # (N, H)
-    inside_columns = (columns >= left) & (columns < left + width)  # (N, W)
-    box = (inside_rows[:, :, None] & inside_columns[:, None, :])[:, None]
-    result = torch.where(box, on_device(a.colour)[:, :, None, None], images)
-    mirrored = on_device(np.flatnonzero(a.flip))
+    def inside(size: int, start: np.ndarray, length: np.ndarray) -> Tensor:
+        """(N, size) bool: the pixels of one axis that the box covers."""
+        first, pixels = on_device(start)[:, None], torch.arange(size, device=images.device)
+        return (pixels >= first) & (pixels < first + on_device(length)[:, None])
+
+    d = draws
+    if padding := int(max(np.abs(d.down).max(), np.abs(d.right).max())):
+        images = moved(images, on_device(d.down), on_device(d.right), padding)
+    h, w = images.shape[2:]
+    rows, columns = inside(h, d.top, d.height), inside(w, d.left, d.width)
+    box = (rows[:, :, None] & columns[:, None, :])[:, None]
+    result = torch.where(box, on_device(d.colour)[:, :, None, None], images)
+    mirrored = on_device(np.flatnonzero(d.flip))
     result[mirrored] = result[mirrored].flip(3)
     return result
 
 
 def moved(images: Tensor, down: Tensor, right: Tensor, padding: int) -> Tensor:
-    """Each image (N, 3, H, W) by its own number of pixels, at most `padding`, on black ground."""
+    """Each image of (N, 3, H, W) moved on black ground.
+
+    down, right: (N,) pixels, at most `padding` in either direction.
+    """
     n, _, h, w = images.shape
-    rows = torch.arange(h, device=images.device) + padding - down[:, None]  # (N, H) rows of the padded image
-    columns = torch.arange(w, device=images.device) + padding - right[:, None]
-    which = torch.arange(n, device=images.device)[:, None, None]
+    device = images.device
+    # (N, H) rows and (N, W) columns of the padded image
+    rows = torch.arange(h, device=device) + padding - down[:, None]
+    columns = torch.arange(w, device=device) + padding - right[:, None]
+    which = torch.arange(n, device=device)[:, None, None]
     padded = F.pad(images, [padding] * 4).permute(0, 2, 3, 1)
     return padded[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def cover(images: Tensor, band: int, bands: int = 6) -> Tensor:
-    """uint8 (N, 3, H, W) -> the same with one of its equal horizontal bands, counted from 1 at the top, in ImageNet's
-    mean colour; a new tensor."""
+    """uint8 (N, 3, H, W) with one horizontal band in ImageNet's mean colour.
+
+    band: 1 at the top to `bands` at the bottom, all of equal height. Returns a new
+    tensor.
+    """
     h, result = images.shape[2], images.clone()
-    mean = torch.tensor([round(255 * m) for m in MEAN], dtype=torch.uint8, device=images.device)
-    result[:, :, (band - 1) * h // bands : band * h // bands] = mean[:, None, None]
+    mean = [round(255 * m) for m in MEAN]
+    colour = torch.tensor(mean, dtype=torch.uint8, device=images.device)
+    result[:, :, (band - 1) * h // bands : band * h // bands] = colour[:, None, None]
     return result
 
 
 def normalise(images: Tensor) -> Tensor:
-    """uint8 (N, 3, H, W) in 0..255 -> float32 with ImageNet's mean and deviation per channel."""
+    """uint8 (N, 3, H, W) as float32, by ImageNet's mean and deviation of a channel."""
     mean = 255 * torch.tensor(MEAN, device=images.device)[:, None, None]
     std = 255 * torch.tensor(STD, device=images.device)[:, None, None]
     return images.float().sub_(mean).div_(std)

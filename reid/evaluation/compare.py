@@ -1,13 +1,13 @@
 """Whether two results on the same queries differ by more than chance."""
 
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
 
 from reid.errors import InputError, MissingInput
 from reid.evaluation.open_set import CONFIDENCE, mean_interval
+from reid.evaluation.record import read_record
 from reid.evaluation.results import QUERY_COLUMNS
 
 FLIPS, SEED = 10_000, 1501
@@ -39,11 +39,8 @@ def read_queries(path: Path) -> tuple[dict[str, tuple[int, np.ndarray]], str | N
     result = path.with_name("result.json")
     if not result.is_file():
         return queries, None, None
-    try:
-        content = json.loads(result.read_text())
-        return queries, content["conventions"]["ap"], content["dataset"]
-    except (ValueError, KeyError, TypeError) as e:
-        raise InputError(f"{result} is damaged ({type(e).__name__}: {e}); evaluate again") from e
+    record = read_record(result)
+    return queries, record.scoring.ap, record.fingerprint
 
 
 def comparison(a, b, names) -> str:

@@ -1,4 +1,4 @@
-"""Images -> descriptors, and the files they are kept in: our features.h5, anybody's .npz, layumi's .mat."""
+"""Features of a test, and the files they are read from: our features.h5, anybody's .npz, layumi's .mat."""
 
 import os
 import zlib
@@ -12,7 +12,9 @@ import numpy as np
 
 from reid.errors import InputError, MissingInput
 from reid.evaluation.foreign import read_mat, read_npz
+from reid.evaluation.record import UNKNOWN, Record, read_record
 from reid.evaluation.store import ROWS, read_h5
+from reid.files import sha256
 
 UNREADABLE = (OSError, ValueError, EOFError, TypeError, AttributeError, IndexError, BadZipFile, zlib.error,
               NotImplementedError)  # what h5py, NumPy and SciPy make of damage  # fmt: skip
@@ -40,18 +42,18 @@ class Part:
 
 @dataclass(frozen=True)
 class Features:
-    """A test's features. attrs says what made them: slots (S, D), bands (S, 2), flip, weights (SHA-256), dataset
-    (fingerprint)."""
+    """A test's features. attrs: slots (S, D) and bands (S, 2), where known. record: what made the features."""
 
     query: Part
     gallery: Part
     attrs: dict[str, Any]
+    record: Record = UNKNOWN
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
     """Paths below the folder that all have in common."""
     root = common_folder(paths)
-    return [os.path.relpath(p, root) for p in paths]
+    return [Path(os.path.relpath(p, root)).as_posix() for p in paths]
 
 
 def common_folder(paths: Sequence[str]) -> str:
@@ -83,7 +85,16 @@ def read_features(path: str | Path) -> Features:
         )
     if (parts[1].pids == -1).any():
         parts[1] = parts[1].where(parts[1].pids != -1)
-    return Features(*parts, attrs)
+    record = record_of(path, attrs)
+    attrs.pop("record", None)
+    return Features(*parts, attrs, record)
+
+
+def record_of(path: Path, attrs: dict[str, Any]) -> Record:
+    """What made a features file; of another system's file only its SHA-256 is known."""
+    if "record" in attrs or "weights" in attrs:  # without a record: made by an older version of this project
+        return read_record(path)
+    return Record(features=sha256(path))
 
 
 def checked(path: Path, side: str, features, pids, camids, names) -> Part:

@@ -1,4 +1,4 @@
-"""Features -> Result: distances are made, ranked and dropped block by block; the Result prints and saves itself."""
+"""Features -> Result: distances are computed, ranked and dropped block by block; the Result prints and saves itself."""
 
 import csv
 import time
@@ -11,30 +11,52 @@ import numpy as np
 
 from reid.errors import InputError
 from reid.evaluation.conventions import CameraPairs, SingleGalleryShot
-from reid.evaluation.distances import BLOCK_BYTES, METRICS, blocks, on_host
+from reid.evaluation.distances import BLOCK_BYTES, blocks, on_host
 from reid.evaluation.features import Features
 from reid.evaluation.open_set import CONFIDENCE, mean_interval, open_set
 from reid.evaluation.ranking import Ranking, check_labels, join, rank_rows, same_person
+from reid.evaluation.record import USUAL, Record, Scoring
 from reid.evaluation.rerank import K1, K2, WEIGHT, expand_queries, reciprocal_blocks
 from reid.files import atomic_file, write_json
 
-AP = ("step", "trapezoid")
-CMC = ("market1501", "allshots", "cuhk03")
 QUERY_COLUMNS = ("name", "pid", "camid", "matches", "first_match", "ap", "inp")
+RANKS = (1, 5, 10, 20)  # of the CMC, as printed
 
 
 @dataclass(frozen=True)
 class Result:
-    """What an evaluation found, and how. cmcs has every CMC that was made, each (K,), by its convention; open_set
-    (open_set.open_set) and cameras (conventions.CameraPairs) are None when not asked for."""
+    """The scores of an evaluation.
+
+    cmcs: each CMC that was computed, (K,), by its convention. open_set (open_set.open_set) and cameras
+    (conventions.CameraPairs) are None when not asked for.
+    """
 
     ranking: Ranking
     features: Features
-    conventions: dict[str, str]
+    scoring: Scoring
     cmcs: dict[str, np.ndarray]
     open_set: dict[str, Any] | None
     cameras: list[dict] | None
     seconds: float
+
+    @property
+    def record(self) -> Record:
+        return replace(self.features.record, scoring=self.scoring)
+
+    @property
+    def conventions(self) -> dict[str, str]:
+        """The scoring in words."""
+        s, no_cameras = self.scoring, self.features.query.camids is None
+        expansion = f"mean with {s.query_expansion} nearest"
+        return {
+            "ap": s.ap,
+            "cmc": s.cmc,
+            "metric": s.metric,
+            "ties": "counted as wrong",
+            "junk": "none: no cameras" if no_cameras else "same pid and camera",
+            "reranking": f"k-reciprocal, k1 {K1}, k2 {K2}, lambda {WEIGHT}" if s.rerank else "none",
+            "query expansion": expansion if s.query_expansion else "none",
+        }
 
     @property
     def aps(self) -> dict[str, np.ndarray]:
@@ -44,11 +66,11 @@ class Result:
     @property
     def ap(self) -> np.ndarray:
         """(Q,) in the chosen convention."""
-        return self.aps[self.conventions["ap"]]
+        return self.aps[self.scoring.ap]
 
     @property
     def cmc(self) -> np.ndarray:
-        return self.cmcs[self.conventions["cmc"]]
+        return self.cmcs[self.scoring.cmc]
 
     @property
     def mean_ap(self) -> float:
@@ -64,17 +86,15 @@ class Result:
     def to_json(self) -> dict[str, Any]:
         r = self.ranking
         content = {
+            "record": self.record.to_json(),
             "map": self.mean_ap,
             "cmc": self.cmc.tolist(),
             "minp": r.mean_inp,
             "n_query": r.n_query,
             "n_valid": r.n_valid,
             "n_gallery": r.n_gallery,
+            "width": self.features.query.features.shape[1],
             "conventions": self.conventions,
-            "weights": self.features.attrs.get("weights"),
-            "dataset": self.features.attrs.get("dataset"),
-            "size": self.features.attrs.get("size"),
-            "precision": self.features.attrs.get("precision"),
             "time": round(self.seconds, 3),
             "intervals": self.intervals,
             "other_conventions": {
@@ -82,96 +102,102 @@ class Result:
                 "cmc": {name: cmc.tolist() for name, cmc in self.cmcs.items()},
             },
         }
-        return content | {k: getattr(self, k) for k in ("open_set", "cameras") if getattr(self, k) is not None}
+        optional = {"open_set": self.open_set, "cameras": self.cameras}
+        return content | {k: v for k, v in optional.items() if v is not None}
 
     def __str__(self) -> str:
-        r, sure = self.ranking, {k: f"[{low:.2%}, {high:.2%}]" for k, (low, high) in self.intervals.items()}
-        left_out = f", {r.n_query - r.n_valid} of them without a match left out" if r.n_query > r.n_valid else ""
+        r = self.ranking
+        sure = {k: f"[{low:.2%}, {high:.2%}]" for k, (low, high) in self.intervals.items()}
+        left_out = r.n_query - r.n_valid
+        without = f", {left_out} of them without a match left out" if left_out else ""
         lines = [
             f"mAP {self.mean_ap:.2%}  {ranks(self.cmc)}  mINP {r.mean_inp:.2%}",
-            f"{r.n_query} queries{left_out}, {r.n_gallery} gallery images",
+            f"{r.n_query} queries{without}, {r.n_gallery} gallery images",
             "conventions: " + ", ".join(f"{k} {v}" for k, v in self.conventions.items()),
             *(f"  mAP {name:<12}{np.nanmean(ap):.2%}" for name, ap in self.aps.items()),
             *(f"  CMC {name:<12}{ranks(cmc)}" for name, cmc in self.cmcs.items()),
             f"{CONFIDENCE:.0%} intervals over query identities: mAP {sure['map']}, Rank-1 (market1501) {sure['rank1']}",
         ]
         if self.open_set:
-            o, metric = self.open_set, self.conventions["metric"].replace("euclidean", "squared euclidean")
-            low, high = o["threshold_interval"]
-            rates = ", ".join(f"{tpr:.2%} at {fpr}" for fpr, tpr in o["tpr"].items())
-            lines += [
-                f"true accepts at false accepts: {rates} ({o['n_same']} same, {o['n_different']} wrong pairs)",
-                f"threshold for {o['fpr']:g} false accepts: {metric} distance <= {o['threshold']:.4g} "
-                f"[{low:.4g}, {high:.4g}]",
-            ]
-        return "\n".join(lines + ([camera_table(self.cameras)] if self.cameras else []))
+            lines += open_set_lines(self.open_set, self.scoring.metric)
+        if self.cameras:
+            lines.append(camera_table(self.cameras))
+        return "\n".join(lines)
 
     def save(self, folder: Path) -> None:
-        """result.json, and queries.csv with a line for each query."""
+        """Writes result.json, and queries.csv with one line per query."""
         write_json(folder / "result.json", self.to_json())
         r, query = self.ranking, self.features.query
         camids = [""] * r.n_query if query.camids is None else query.camids
-        with atomic_file(folder / "queries.csv") as temporary, open(temporary, "w", newline="") as f:
+        columns = (query.names, query.pids, camids, r.matches, r.first_match, self.ap, r.inp)
+        path = folder / "queries.csv"
+        with atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as f:
             out = csv.writer(f)
             out.writerow(QUERY_COLUMNS)
-            for row in zip(query.names, query.pids, camids, r.matches, r.first_match, self.ap, r.inp):
-                out.writerow(["" if isinstance(v, float) and np.isnan(v) else v for v in row])
+            for row in zip(*columns):
+                unknown = (isinstance(v, float) and np.isnan(v) for v in row)
+                out.writerow(["" if empty else v for v, empty in zip(row, unknown)])
 
 
 def ranks(cmc: np.ndarray) -> str:
-    return "  ".join(f"Rank-{k} {cmc[k - 1]:.2%}" for k in (1, 5, 10, 20) if k <= len(cmc))
+    return "  ".join(f"Rank-{k} {cmc[k - 1]:.2%}" for k in RANKS if k <= len(cmc))
+
+
+def open_set_lines(found: dict[str, Any], metric: str) -> list[str]:
+    metric = metric.replace("euclidean", "squared euclidean")
+    low, high = found["threshold_interval"]
+    rates = ", ".join(f"{tpr:.2%} at {fpr}" for fpr, tpr in found["tpr"].items())
+    pairs = f"{found['n_same']} same, {found['n_different']} wrong pairs"
+    return [
+        f"true accepts at false accepts: {rates} ({pairs})",
+        f"threshold for {found['fpr']:g} false accepts: "
+        f"{metric} distance <= {found['threshold']:.4g} [{low:.4g}, {high:.4g}]",
+    ]
 
 
 def camera_table(rows: list[dict]) -> str:
-    """mAP / Rank-1 in percent, a line for each query camera, a column for each gallery camera."""
+    """mAP / Rank-1 in percent: one line per query camera, one column per gallery camera."""
     cells = {(row["query_camid"], row["gallery_camid"]): f"{row['map']:.1%}/{row['rank1']:.1%}" for row in rows}
     queries, galleries = (sorted({pair[i] for pair in cells}) for i in (0, 1))
     lines = ["mAP/Rank-1 of query camera (line) against gallery camera (column) alone"]
     lines.append(f"{'':>6}" + "".join(f"{g:>14}" for g in galleries))
-    lines += [f"{q:>6}" + "".join(f"{cells.get((q, g), '-'):>14}" for g in galleries) for q in queries]
+    for q in queries:
+        lines.append(f"{q:>6}" + "".join(f"{cells.get((q, g), '-'):>14}" for g in galleries))
     return "\n".join(lines)
 
 
 def evaluate(
     features: Features,
-    ap: str = "step",
-    cmc: str = "market1501",
-    metric: str = "euclidean",
-    rerank: bool = False,
-    query_expansion: int = 0,
-    cameras: bool = True,
+    scoring: Scoring = USUAL,
+    *,
     camera_pairs: bool = False,
     fpr: float | None = None,
     device=None,
     limit: int = BLOCK_BYTES,
 ) -> Result:
-    """The Result of features, in blocks of `limit` bytes, so that memory beyond the features stays near it.
+    """The Result of features, computed in blocks of `limit` bytes to bound the memory beyond the features.
 
-    ap, cmc, metric: conventions, described at Ranking, SingleGalleryShot and distances.blocks. rerank: k-reciprocal
-    encoding; query_expansion: with how many neighbours, 0 for none. cameras=False: nothing is junk. camera_pairs: a
-    table of camera against camera. fpr: pairs as an open set, with the threshold for this rate of false accepts, on
-    distances before re-ranking. device: a CUDA device; None for NumPy on the CPU. Raises InputError for an empty
-    side, labels that disagree, no query with a match, unknown conventions.
+    camera_pairs: adds a table of camera against camera. fpr: scores pairs as an open set, with the threshold for
+    this rate of false accepts, on distances before re-ranking. device: a CUDA device; None for NumPy on the CPU.
+    Raises InputError for an empty side, labels that disagree, no query with a match.
     """
     started = time.perf_counter()
-    for flag, value, choices in (("--ap", ap, AP), ("--cmc", cmc, CMC), ("--metric", metric, METRICS)):
-        if value not in choices:
-            raise InputError(f"{flag} {value} is unknown; choose from {', '.join(choices)}")
-    if not cameras:
-        sides = (replace(side, camids=None) for side in (features.query, features.gallery))
-        features = Features(*sides, features.attrs)
+    if not scoring.cameras:
+        query, gallery = (replace(s, camids=None) for s in (features.query, features.gallery))
+        features = replace(features, query=query, gallery=gallery)
     query, gallery = features.query, features.gallery
     labels = check_labels(query.pids, gallery.pids, query.camids, gallery.camids)
     if camera_pairs and labels[2] is None:
         raise InputError("--camera_pairs needs camids, and these features have none")
     pairs = same_person(*labels)
+    settings = (scoring.metric, device, limit)
     queries = query.features
-    if query_expansion:
-        queries = expand_queries(queries, gallery.features, query_expansion, metric, device, limit)
-    shots = SingleGalleryShot(*labels) if cmc == "cuhk03" else None
+    if scoring.query_expansion:
+        queries = expand_queries(queries, gallery.features, scoring.query_expansion, *settings)
+    shots = SingleGalleryShot(*labels) if scoring.cmc == "cuhk03" else None
     table = CameraPairs(pairs, labels[2], labels[3]) if camera_pairs else None
     ranked = []
-    for block in (reciprocal_blocks if rerank else blocks)(queries, gallery.features, metric, device, limit):
+    for block in (reciprocal_blocks if scoring.rerank else blocks)(queries, gallery.features, *settings):
         ranked.append(rank_rows(block.keys, pairs, block.start))
         if shots:
             shots.add(on_host(block.keys), block.start)
@@ -180,21 +206,10 @@ def evaluate(
     del block  # the open set needs its memory
     ranking = join(ranked, len(query), len(gallery))
     cmcs = {"market1501": ranking.cmc, "allshots": ranking.cmc_allshots}
-    conventions = {
-        "ap": ap,
-        "cmc": cmc,
-        "metric": metric,
-        "ties": "never flatter",
-        "junk": "none: no cameras" if labels[2] is None else "same pid and camera",
-        "reranking": f"k-reciprocal, k1 {K1}, k2 {K2}, lambda {WEIGHT}" if rerank else "none",
-        "query expansion": f"mean with {query_expansion} nearest" if query_expansion else "none",
-    }
-    return Result(
-        ranking,
-        features,
-        conventions,
-        cmcs | ({"cuhk03": shots.cmc()} if shots else {}),
-        open_set(queries, gallery.features, labels[0], pairs, fpr, metric, device, limit) if fpr is not None else None,
-        table.table() if table else None,
-        time.perf_counter() - started,
-    )
+    if shots:
+        cmcs["cuhk03"] = shots.cmc()
+    accepts = None
+    if fpr is not None:
+        accepts = open_set(queries, gallery.features, labels[0], pairs, fpr, *settings)
+    cameras = table.table() if table else None
+    return Result(ranking, features, scoring, cmcs, accepts, cameras, time.perf_counter() - started)

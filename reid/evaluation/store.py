@@ -1,80 +1,152 @@
-"""The HDF5 features file: created with room for every row, filled in place, read back."""
+"""The HDF5 features file: its header is made in memory, its rows are written in place, and it is read back.
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+The features are the last block of the file, so rows are ordinary file writes: a kill leaves whole rows, and a full
+disk is an OSError. (After a write that failed, HDF5 itself cannot close the file and crashes later.)
+"""
+
+import json
+import logging
+import os
+from io import BytesIO, RawIOBase
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
 from reid.errors import InputError
-from reid.files import reserve
+from reid.evaluation.record import Record, differences, read_record
+from reid.files import reserve, sync_folder, writing
 
-ROWS = 1 << 12  # checked or converted at once
-LABELS, ROOM = 300, 1 << 20  # bytes of an image's labels in a file, and of all else there, rather too many
+logger = logging.getLogger(__name__)
+
+ROWS = 1 << 12  # read or checked at once
 
 
-def create(path: Path, attrs: dict, labels: dict, shape: tuple[int, int], dtype: str) -> None:
-    """A features file whose rows are allocated and zero; its rows are then written in place, so that the HDF5
-    structure is complete from the start and a kill cannot damage it."""
+class FeaturesWriter:
+    """Writes a features file row by row: <path>.partial until it is complete.
+
+    labels: names, pids, camids and subset of all images. A file with other labels or another record is replaced.
+    """
+
+    def __init__(self, path: Path, record: Record, labels: dict[str, Any]):
+        self.path, self.record, self.labels = path, record, labels
+        self.partial = path.with_name(path.name + ".partial")
+        self.total = len(labels["names"])
+        self.is_complete = False
+
+    def count_done(self) -> int:
+        """Rows that need no extraction: all of a complete file, or those of an interrupted one."""
+        self.is_complete = self.is_ours(self.path)
+        if self.is_complete:
+            return self.total
+        return count_written(self.partial) if self.is_ours(self.partial) else 0
+
+    def is_ours(self, path: Path) -> bool:
+        """Whether a file is of these images and this record; logs why an existing one is not."""
+        if not path.exists():
+            return False
+        try:
+            found = read_record(path)
+        except InputError as e:
+            logger.info(f"{e} (the features are extracted anew)")
+            return False
+        if found == self.record and has_labels(path, self.labels):
+            return True
+        why = differences(found, self.record) or "other images"
+        logger.info(f"{path} is of other settings ({why}); the features are extracted anew")
+        return False
+
+    def write(self, features: np.ndarray, done: int, attrs: dict[str, Any]) -> None:
+        """Writes rows (n, F) from number `done` on. Raises InputError where the disk refuses."""
+        with writing(self.path):
+            if not done:
+                attrs = {"record": json.dumps(self.record.to_json()), **attrs}
+                create(self.partial, attrs, self.labels, (self.total, features.shape[1]))
+            with open(self.partial, "rb+", buffering=0) as f:
+                f.seek(place_of(self.partial, done))
+                write_all(f, features)
+
+    def finish(self) -> None:
+        """Puts the file in its place once every row is written."""
+        if self.is_complete:
+            return
+        with writing(self.path):
+            with open(self.partial, "rb+") as f:
+                os.fsync(f.fileno())
+            os.replace(self.partial, self.path)
+            sync_folder(self.path.parent)
+
+
+def write_all(file: RawIOBase, values: np.ndarray) -> None:
+    """Writes an array's bytes; a raw file may take a part at a time."""
+    left = memoryview(np.ascontiguousarray(values)).cast("B")
+    while left:
+        left = left[file.write(left) :]
+
+
+def create(path: Path, attrs: dict[str, Any], labels: dict[str, Any], shape: tuple[int, int], dtype="float32") -> None:
+    """A features file whose rows, of `shape`, are still zero. Raises OSError, and leaves no file then."""
+    content = header(attrs, labels, shape, dtype)
     try:
-        with new_h5(path, shape[0] * (shape[1] * np.dtype(dtype).itemsize + LABELS)) as f:
-            for name, values in labels.items():
-                f.create_dataset(name, data=values, dtype=h5py.string_dtype() if isinstance(values, list) else None)
-            f.attrs.update(attrs)
-            layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-            layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-            space, kind = h5py.h5s.create_simple(shape), h5py.h5t.py_create(np.dtype(dtype))
-            h5py.h5d.create(f.id, b"features", kind, space, layout)
-        reserve(path, path.stat().st_size)  # on a disk that fills up, rows written in place are a bus error
+        path.write_bytes(content)
+        reserve(path, len(content) + shape[0] * shape[1] * np.dtype(dtype).itemsize)
     except OSError:
         path.unlink(missing_ok=True)
         raise
 
 
-@contextmanager
-def new_h5(path: Path, size: int) -> Iterator[h5py.File]:
-    """An HDF5 file for which there is room: of what it cannot write, h5py cannot rid itself and crashes later. Raises
-    OSError."""
-    path.touch()
-    reserve(path, size + ROOM)
-    with h5py.File(path, "w") as f:
-        yield f
+def header(attrs: dict[str, Any], labels: dict[str, Any], shape: tuple[int, int], dtype="float32") -> bytes:
+    """The bytes of a features file before its rows. labels: lists of strings or integer arrays, by name."""
+    memory = BytesIO()
+    with h5py.File(memory, "w") as f:
+        for name, values in labels.items():
+            kind = h5py.string_dtype() if isinstance(values, list) else None
+            f.create_dataset(name, data=values, dtype=kind)
+        f.attrs.update(attrs)
+        layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        space, number = h5py.h5s.create_simple(shape), h5py.h5t.py_create(np.dtype(dtype))
+        data = h5py.h5d.create(f.id, b"features", number, space, layout)
+        f.flush()
+        size = shape[0] * shape[1] * np.dtype(dtype).itemsize
+        start = f.id.get_filesize() - size
+        assert not size or data.get_offset() == start, "HDF5 put something after the features"
+    return memory.getvalue()[:start]
 
 
-def open_rows(path: Path) -> np.memmap:
+def place_of(path: Path, row: int) -> int:
+    """Where a row of features begins in a file."""
     with h5py.File(path, "r") as f:
         data = f["features"]
-        return np.memmap(path, data.dtype, "r+", data.id.get_offset(), data.shape)
+        return data.id.get_offset() + row * data.shape[1] * data.dtype.itemsize
 
 
-def count_written(rows: np.ndarray) -> int:
-    """Rows before the first that is not of unit length: one not yet written is zero."""
-    for i in range(0, len(rows), ROWS):
-        with np.errstate(over="ignore", invalid="ignore"):
-            unit = np.abs(np.square(rows[i : i + ROWS], dtype=np.float32).sum(1) - 1) < 2e-3
-        if not unit.all():
-            return i + int(np.argmin(unit))
-    return len(rows)
+def count_written(path: Path) -> int:
+    """Rows before the first that is not of unit length: one that is not yet written is zero."""
+    with h5py.File(path, "r") as f:
+        rows = f["features"]
+        for i in range(0, len(rows), ROWS):
+            with np.errstate(over="ignore", invalid="ignore"):
+                unit = np.abs(np.square(rows[i : i + ROWS], dtype=np.float32).sum(1) - 1) < 2e-3
+            if not unit.all():
+                return i + int(np.argmin(unit))
+        return len(rows)
 
 
-def same_header(path: Path, attrs: dict, labels: dict, dtype: str) -> bool:
-    """Whether a readable features file at `path` is of these images and settings."""
+def has_labels(path: Path, labels: dict[str, Any]) -> bool:
+    """Whether a readable features file at `path` is of images with these labels."""
     try:
         with h5py.File(path, "r") as f:
-            return (
-                f["features"].dtype == dtype
-                and all(key in f.attrs and f.attrs[key] == value for key, value in attrs.items())
-                and all(
-                    np.array_equal(f[k].asstr()[:] if isinstance(v, list) else f[k][:], v) for k, v in labels.items()
-                )
-            )
+            found = {k: f[k].asstr()[:] if isinstance(v, list) else f[k][:] for k, v in labels.items()}
+            return all(np.array_equal(found[k], v) for k, v in labels.items())
     except (OSError, KeyError, TypeError, ValueError):
         return False
 
 
 def is_features(path: Path) -> bool:
-    """Whether a file can be read as HDF5 and says that it is a features file of ours."""
+    """Whether a file is HDF5 and has the attributes of a features file of this project."""
     try:
         with h5py.File(path, "r") as f:
             return "slots" in f.attrs
@@ -82,7 +154,8 @@ def is_features(path: Path) -> bool:
         return False
 
 
-def read_h5(path: Path):
+def read_h5(path: Path) -> tuple[dict[str, tuple], dict[str, Any]]:
+    """({side: (features, pids, camids, names)}, attributes)."""
     with h5py.File(path, "r") as f:
         subset = f["subset"].asstr()[:]
         camids = f["camids"][:] if "camids" in f else None
@@ -90,13 +163,22 @@ def read_h5(path: Path):
         if not isinstance(data, h5py.Dataset):
             raise InputError(f"{path}: 'features' is a group, expected one array (M, F)")
         if data.ndim != 2 or not len(data) == len(subset) == len(names) == len(pids):
-            raise InputError(f"{path}: features have shape {data.shape}, but there are {len(subset)} subsets, "
-                             f"{len(names)} names and {len(pids)} pids")  # fmt: skip
+            raise InputError(
+                f"{path}: features have shape {data.shape}, but there are {len(subset)} subsets, "
+                f"{len(names)} names and {len(pids)} pids"
+            )
         sides = {}
         for side in ("query", "gallery"):
             rows = np.flatnonzero(subset == side)
-            first = rows[0] if len(rows) else 0
-            run = np.array_equal(rows, np.arange(first, first + len(rows)))
-            values = data[first : first + len(rows)] if run else data[:][rows]
-            sides[side] = (values, pids[rows], None if camids is None else camids[rows], names[rows].tolist())
-        return sides, {k: v.tolist() if isinstance(v, np.generic | np.ndarray) else v for k, v in f.attrs.items()}
+            side_camids = None if camids is None else camids[rows]
+            sides[side] = (read_rows(data, rows), pids[rows], side_camids, names[rows].tolist())
+        attrs = {k: v.tolist() if isinstance(v, np.generic | np.ndarray) else v for k, v in f.attrs.items()}
+        return sides, attrs
+
+
+def read_rows(data: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
+    """Rows by ascending number; a run of them is read without the rest."""
+    first = rows[0] if len(rows) else 0
+    if np.array_equal(rows, np.arange(first, first + len(rows))):
+        return data[first : first + len(rows)]
+    return data[:][rows]

@@ -10,14 +10,14 @@ import glob
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 
 from reid.errors import InputError, MissingInput
 from reid.evaluation.distances import CHUNK, UNIT_TOLERANCE, nearest, products
-from reid.evaluation.store import LABELS, new_h5
+from reid.evaluation.store import header
 from reid.files import atomic_file, locked, writing
 
 FORMAT = 1
@@ -239,17 +239,15 @@ def rows_at_once(width: int) -> int:
 def fill(path: Path, mark: Fingerprint, parts: Sequence[tuple[Entries, np.ndarray]], dtype: np.dtype) -> None:
     """Writes a gallery of the entries of all parts where their mask (M,) is true. Features are copied in pieces."""
     total, width = sum(int(kept.sum()) for _, kept in parts), parts[0][0].features.shape[1]
-    step, at = rows_at_once(width), 0
-    names = [name for part, kept in parts for name, keep in zip(part.names, kept) if keep]
-    with new_h5(path, total * (width * dtype.itemsize + LABELS)) as f:
-        f.attrs.update({"gallery": FORMAT, **mark._asdict()})
-        features = f.create_dataset("features", (total, width), dtype)
+    labels: dict[str, Any] = {
+        "names": [name for part, kept in parts for name, keep in zip(part.names, kept) if keep],
+        "pids": np.concatenate([part.pids[kept] for part, kept in parts]).astype(np.int64),
+        "camids": np.concatenate([part.camids[kept] for part, kept in parts]).astype(np.int64),
+    }
+    step = rows_at_once(width)
+    with open(path, "wb") as f:
+        f.write(header({"gallery": FORMAT, **mark._asdict()}, labels, (total, width), dtype))
         for part, kept in parts:
             for i in range(0, len(kept), step):
-                piece = part.features[i : i + step][kept[i : i + step]]
-                features[at : at + len(piece)] = piece
-                at += len(piece)
-        f.create_dataset("names", data=names, dtype=h5py.string_dtype())
-        for name in ("pids", "camids"):
-            values = [getattr(part, name)[kept] for part, kept in parts]
-            f.create_dataset(name, data=np.concatenate(values), dtype=np.int64)
+                rows = part.features[i : i + step][kept[i : i + step]]
+                f.write(rows.astype(dtype, copy=False).tobytes())

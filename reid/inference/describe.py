@@ -1,7 +1,6 @@
 """Images to descriptors, in memory or into a features file."""
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,8 +16,9 @@ from reid.data.transforms import normalise
 from reid.device import autocast
 from reid.errors import InputError, Interrupted
 from reid.evaluation.features import short_names
-from reid.evaluation.store import count_written, create, open_rows, same_header
-from reid.files import locked, writing
+from reid.evaluation.record import Record
+from reid.evaluation.store import FeaturesWriter
+from reid.files import locked
 from reid.processes import from_first, gather_rows, wait, world
 from reid.signals import signals_noted
 
@@ -26,9 +26,11 @@ from reid.signals import signals_noted
 def describe(
     model: nn.Module, batches: Iterable[Tensor], device, flip: bool = True, precision: str = "fp32"
 ) -> Iterator[Tensor]:
-    """Descriptors (n, S, D) of batches of uint8 images (n, 3, H, W): the mean of the features of image and mirror
-    image (with `flip`), scaled so that the S x D numbers of an image have length 1. float32 on `device`. Of several
-    processes each gives its part of every batch, and all get the whole."""
+    """Descriptors (n, S, D) of batches of uint8 images (n, 3, H, W), float32 on `device`.
+
+    A descriptor is the mean of the features of image and mirror image (with `flip`), scaled so that its S x D
+    numbers have length 1. With several processes each gives its part of every batch, and all get the whole.
+    """
     model.eval()
     device = torch.device(device)
     for batch in batches:
@@ -48,7 +50,7 @@ def extract(
 ) -> np.ndarray:
     """(total, S x D) float32 unit-length descriptors of `total` images."""
     rows = []
-    with tqdm(total=total, desc="features", unit=" images", disable=None) as bar:
+    with progress(total) as bar:
         for features in describe(model, batches, device, flip, precision):
             rows.append(features.flatten(1).cpu())
             bar.update(len(features))
@@ -59,72 +61,55 @@ def extract_file(
     path: Path,
     model: nn.Module,
     load: Callable[[int], Iterable[Tensor]],
-    query: Sequence[Image],
-    gallery: Sequence[Image],
+    images: dict[str, Sequence[Image]],
+    record: Record,
     device,
-    weights: str,
-    dataset: str,
-    flip: bool = True,
-    precision: str = "fp32",
-    dtype: str = "float32",
     **attrs: Any,
 ) -> None:
-    """Writes features.h5 while it extracts.
+    """Writes a features file while it extracts, with the flip and precision of `record`.
 
-    load(start) gives batches of uint8 images from number `start` on, query before gallery. `weights` and `dataset`
-    are the hex SHA-256 of both; attrs are further settings on which the features depend. The work stands in
-    <path>.partial until it is whole; a later call with the same images and settings goes on from there, and takes
-    what is whole as it is.
+    load(start) gives batches of uint8 images from number `start` on. images: {"query": [...], "gallery": [...]}, in
+    this order. attrs: further attributes of the file. A later call with the same images and record continues an
+    interrupted file, and reuses a complete one. Only rank 0 writes; the path, the digests in `record` and attrs are
+    used there alone.
     """
-    images = [*query, *gallery]
-    header = {"flip": flip, "weights": weights, "dataset": dataset, "precision": precision, **attrs}
+    listed = [image for side in images.values() for image in side]
+    total, first = len(listed), world().first
     labels = {
-        "names": short_names([image.path for image in images]),
-        "pids": np.array([image.pid for image in images], np.int64),
-        "camids": np.array([image.camid for image in images], np.int64),
-        "subset": ["query"] * len(query) + ["gallery"] * len(gallery),
+        "names": short_names([image.path for image in listed]),
+        "pids": np.array([image.pid for image in listed], np.int64),
+        "camids": np.array([image.camid for image in listed], np.int64),
+        "subset": [name for name, side in images.items() for _ in side],
     }
-    first = world().first  # of several processes, that one writes
-    with locked(path) if first else nullcontext():  # two commands of the same work: the second finds it done
-        fill_file(path, model, load, header, labels, device, flip, precision, dtype)
+    if hasattr(model, "bands"):
+        attrs["bands"] = model.bands
+    writer = FeaturesWriter(path, record, labels)
+    with locked(path) if first else nullcontext():  # the second of two equal commands finds the work done
+        done = from_first(writer.count_done() if first else 0, device)
+        batches = load(done) if done < total else ()
+        with progress(total, done) as bar, signals_noted() as received:
+            for features in describe(model, batches, device, record.flip, record.precision):
+                if first:
+                    rows = features.flatten(1).cpu().numpy()
+                    writer.write(rows, done, attrs | {"slots": features.shape[1:]})
+                done += len(features)
+                bar.update(len(features))
+                if from_first(len(received), device):
+                    raise Interrupted(f"stopped after {done} of {total} images; the same command continues")
+        if done != total:
+            raise InputError(f"{total} images to extract, but only {done} came")
+        if first:
+            writer.finish()
     wait()
 
 
-def fill_file(path: Path, model: nn.Module, load, header: dict, labels: dict, device, flip, precision, dtype) -> None:
-    """extract_file's work, alone at `path`."""
-    total, first = len(labels["names"]), world().first
-    partial = path.with_name(path.name + ".partial")
-    rows, done = None, 0
-    if first and same_header(path, header, labels, dtype):
-        done = total
-    elif first:
-        rows = open_rows(partial) if same_header(partial, header, labels, dtype) else None
-        done = 0 if rows is None else count_written(rows)
-    done = from_first(done, device)
-    bar = tqdm(total=total, initial=done, desc="features", unit=" images", disable=None if first else True)
-    with bar, signals_noted() as received:
-        for features in describe(model, load(done), device, flip, precision) if done < total else ():
-            if first and rows is None:
-                shape = (total, features[0].numel())
-                bands = {"bands": model.bands} if hasattr(model, "bands") else {}  # of the body: reid/report/slots.py
-                with writing(path):
-                    create(partial, header | {"slots": features.shape[1:]} | bands, labels, shape, dtype)
-                rows = open_rows(partial)
-            if first:
-                rows[done : done + len(features)] = features.flatten(1).cpu().numpy()
-            done += len(features)
-            bar.update(len(features))
-            if from_first(len(received), device):
-                raise Interrupted(f"stopped after {done} of {total} images; the same command goes on from there")
-    if done != total:
-        raise InputError(f"{total} images to extract, but only {done} came")
-    if rows is not None:
-        rows.flush()
-        os.replace(partial, path)
+def progress(total: int, done: int = 0) -> tqdm:
+    hidden = None if world().first else True  # None: where the output is no terminal
+    return tqdm(total=total, initial=done, desc="features", unit=" images", disable=hidden)
 
 
 def content_of(images: Sequence[Image]) -> str:
-    """SHA-256 over the bytes of all files: an image that was replaced is another one, whatever its name."""
+    """Hex SHA-256 over the bytes of all files; it changes when an image is replaced under the same name."""
     total = hashlib.sha256()
     for image in images:
         with open(image.path, "rb") as f:

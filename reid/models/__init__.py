@@ -8,12 +8,15 @@ from reid.models.mgn import MGN
 from reid.models.pcb import PCB
 from reid.models.rrid import RRID
 from reid.models.strong_baseline import StrongBaseline
+from reid.variants import Variant
 
 
 def build_model(config: Config, num_classes: int) -> nn.Module:
-    """The configuration's model, untrained: images (N, 3, H, W) -> features (N, S, D) in eval mode, Output in training
-    mode. `base` is its backbone, `bands` the part of the image's height that each slot looks at; num_classes 0: without
-    classifiers."""
+    """The untrained model of a configuration; num_classes 0: without classifiers.
+
+    Images (N, 3, H, W) -> features (N, S, D) in eval mode, Output in training mode. `base` is
+    its backbone, `bands` the part of the image's height that each slot sees.
+    """
     c = config
     match c.model:
         case "baseline":
@@ -25,6 +28,7 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
         case "mgn":
             model = MGN(num_classes, c.stripes, c.backbone)
         case _:
-            model = RRID(num_classes, c.stripes, c.backbone, c.relation, c.pooling, c.contrast, c.ce_on)
+            variant = Variant(c.relation, c.pooling, c.contrast, c.ce_on)
+            model = RRID(num_classes, c.stripes, c.backbone, variant)
     model.num_classes = num_classes
     return model

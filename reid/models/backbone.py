@@ -1,4 +1,4 @@
-"""ImageNet networks without pool and classifier, at output stride 16 (or 32)."""
+"""ImageNet networks without pooling and classifier, at output stride 16 (or 32)."""
 
 import re
 from collections import OrderedDict
@@ -10,24 +10,26 @@ from torch import Tensor, nn
 from torch.hub import load_state_dict_from_url
 from torchvision import models as torchvision_models
 
-from reid.config import BACKBONES
 from reid.errors import InputError, MissingInput
 from reid.models.tensors import load_tensors
+from reid.variants import check_choice
 
 PRETRAINED = Path("pretrained")
-CLASSIFIERS = ("fc.", "classifier.")  # torchvision's names for what stands behind the map
+CLASSIFIERS = ("fc.", "classifier.")  # torchvision's names of the layers after the map
 
 
 def build_backbone(name: str, last_stride: int = 1) -> nn.Module:
-    """A network (N, 3, H, W) -> map (N, C, H/16, W/16), untrained; C is its attribute `channels`.
+    """An untrained network: images (N, 3, H, W) -> map (N, C, H/16, W/16).
 
-    The last stage keeps the resolution, so the map is twice as high and wide as torchvision's; with last_stride 2 it
-    is torchvision's. State names are torchvision's. Raises InputError for an unknown name.
+    Its attribute `channels` is C. The last stage keeps the resolution; with last_stride 2 the
+    map is torchvision's, half as high and wide. State names are torchvision's. Raises
+    InputError for an unknown name or stride.
     """
-    if name not in BACKBONES:
-        raise InputError(f"backbone {name!r} is unknown; choose from {', '.join(BACKBONES)}")
+    check_choice("backbone", name)
+    check_choice("last_stride", last_stride)
     network = getattr(torchvision_models, name)(weights=None)
-    return (ResNetMap if name.startswith("resnet") else MobileNetMap)(network, last_stride)
+    kind = ResNetMap if name.startswith("resnet") else MobileNetMap
+    return kind(network, last_stride)
 
 
 class ResNetMap(nn.Module):
@@ -35,9 +37,10 @@ class ResNetMap(nn.Module):
 
     def __init__(self, network: torchvision_models.ResNet, last_stride: int):
         super().__init__()
-        first = network.layer4[0]
-        for convolution in (first.conv1, first.conv2, first.downsample[0]) if last_stride == 1 else ():
-            convolution.stride = (1, 1)
+        if last_stride == 1:
+            first = network.layer4[0]
+            for convolution in (first.conv1, first.conv2, first.downsample[0]):
+                convolution.stride = (1, 1)
         for name, part in list(network.named_children())[:-2]:  # all but avgpool and fc
             self.add_module(name, part)
         self.channels = network.fc.in_features
@@ -48,12 +51,12 @@ class ResNetMap(nn.Module):
         return x
 
     def cut(self) -> tuple[nn.Sequential, nn.Sequential]:
-        """Up to the first block of stage 3 (at stride 16), and what follows; names stay torchvision's."""
+        """The network up to the first block of stage 3 (stride 16), and the rest; names stay."""
         parts = dict(self.named_children())
-        (name, first), *others = parts["layer3"].named_children()
-        below = [(n, p) for n, p in parts.items() if n not in ("layer3", "layer4")]
-        trunk = [*below, ("layer3", named((name, first)))]
-        return named(*trunk), named(("layer3", named(*others)), ("layer4", parts["layer4"]))
+        (name, first), *others = parts.pop("layer3").named_children()
+        layer4 = parts.pop("layer4")
+        trunk = named(*parts.items(), ("layer3", named((name, first))))
+        return trunk, named(("layer3", named(*others)), ("layer4", layer4))
 
 
 def named(*modules: tuple[str, nn.Module]) -> nn.Sequential:
@@ -61,8 +64,11 @@ def named(*modules: tuple[str, nn.Module]) -> nn.Sequential:
 
 
 class Depthwise(nn.Conv2d):
-    """A depthwise convolution that runs in float32 on the CPU, whose bf16 backward is slow: the whole training
-    step of MobileNetV2 takes 1.4 times as long with it."""
+    """A depthwise convolution that runs in float32 on the CPU.
+
+    The CPU's bf16 backward pass is slow: with it a training step of MobileNetV2 takes 1.4
+    times as long.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu":
@@ -78,35 +84,37 @@ class MobileNetMap(nn.Module):
         super().__init__()
         self.features = network.features
         if last_stride == 1:
-            self.reductions()[-1][1].stride = (1, 1)
+            _, last = self.reductions()[-1]
+            last.stride = (1, 1)
         for module in self.features.modules():
             if isinstance(module, nn.Conv2d) and module.groups > 1:
-                module.__class__ = Depthwise  # the same weights and names, another forward
+                module.__class__ = Depthwise  # keeps weights and names, changes forward
         self.channels = network.classifier[1].in_features
 
     def reductions(self) -> list[tuple[int, nn.Conv2d]]:
-        """Convolutions of stride 2, with the number of the block they stand in."""
+        """(number of its block, convolution) of each convolution of stride 2."""
         return [
-            (i, m)
+            (i, module)
             for i, block in enumerate(self.features)
-            for m in block.modules()
-            if isinstance(m, nn.Conv2d) and m.stride == (2, 2)
+            for module in block.modules()
+            if isinstance(module, nn.Conv2d) and module.stride == (2, 2)
         ]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.features(x)
 
     def cut(self) -> tuple[nn.Sequential, nn.Sequential]:
-        """Up to the block that reaches stride 16, and what follows; names stay torchvision's."""
-        blocks, at = list(self.features.named_children()), self.reductions()[3][0] + 1
-        return named(("features", named(*blocks[:at]))), named(("features", named(*blocks[at:])))
+        """The network up to the block that reaches stride 16, and the rest; names stay."""
+        blocks = list(self.features.named_children())
+        end = self.reductions()[3][0] + 1
+        return named(("features", named(*blocks[:end]))), named(("features", named(*blocks[end:])))
 
 
 def imagenet_file(name: str, folder: Path = PRETRAINED) -> Path:
-    """The ImageNet weights of a backbone: a file in `folder`, else torchvision's, downloaded into it.
+    """The ImageNet weights of a backbone: a file in `folder`, else torchvision's, downloaded there.
 
-    A file counts when its name begins with the backbone's. Raises InputError when several do, MissingInput
-    when there is none and the download fails.
+    A file belongs to a backbone when its name begins with the backbone's. Raises InputError when
+    several do, MissingInput when none does and the download fails.
     """
     files = sorted(p for p in folder.glob(f"{name}*.pth") if p.is_file())
     if len(files) > 1:
@@ -121,14 +129,15 @@ def imagenet_file(name: str, folder: Path = PRETRAINED) -> Path:
         load_state_dict_from_url(url, model_dir=str(folder), map_location="cpu", check_hash=True, weights_only=True)
     except (URLError, OSError, RuntimeError) as e:
         raise MissingInput(
-            f"no ImageNet weights for {name}: {folder}/{name}*.pth is not there and downloading {url} failed ({e}). "
-            f"Put that file into {folder}/, or start from random weights with --pretrained none"
+            f"no ImageNet weights for {name}: {folder}/{name}*.pth does not exist and downloading "
+            f"{url} failed ({e}). Put that file into {folder}/, or start from random weights "
+            "with --pretrained none"
         ) from e
     return folder / url.rsplit("/", 1)[1]
 
 
 def load_pretrained(backbone: nn.Module, name: str, source: str) -> str:
-    """Fills `backbone` from source ('auto', 'none' or a file) and says in a line what it did.
+    """Fills `backbone` from source ("auto", "none" or a file) and returns a line for the log.
 
     Raises InputError when the file belongs to another network.
     """
@@ -137,15 +146,17 @@ def load_pretrained(backbone: nn.Module, name: str, source: str) -> str:
     path = imagenet_file(name) if source == "auto" else Path(source)
     state = {k: v for k, v in load_tensors(path).items() if not k.startswith(CLASSIFIERS)}
     own = backbone.state_dict()
-    # of several branches each starts from the whole network's
-    source = {k: re.sub(r"^(trunk|branches\.\d+)\.", "", k) for k in own}
-    missing = [k for k, s in source.items() if s not in state and not k.endswith("num_batches_tracked")]
-    fitting = {s for k, s in source.items() if s in state and state[s].shape == own[k].shape}
-    wrong = [s for s in state if s not in fitting]
+    # each of several branches starts from the same weights
+    names = {k: re.sub(r"^(trunk|branches\.\d+)\.", "", k) for k in own}
+    found = {k: state[n] for k, n in names.items() if n in state}
+    missing = [n for k, n in names.items() if k not in found and not k.endswith("num_batches_tracked")]
+    fitting = {names[k] for k, v in found.items() if v.shape == own[k].shape}
+    wrong = [n for n in state if n not in fitting]
     if missing or wrong:
         raise InputError(
-            f"{path} does not fit {name}: {len(missing)} of {len(own)} tensors missing, {len(wrong)} unknown or "
-            f"of another shape (the first: {(missing + wrong)[0]}); give the file of this --backbone"
+            f"{path} does not fit {name}: of {len(own)} tensors {len(missing)} are missing, and "
+            f"{len(wrong)} others are unknown or of another shape (the first: "
+            f"{(missing + wrong)[0]}); give the file of this --backbone"
         )
-    backbone.load_state_dict({k: state[s] for k, s in source.items() if s in state}, strict=False)
+    backbone.load_state_dict(found, strict=False)
     return f"{name} starts from {path}"

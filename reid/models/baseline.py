@@ -1,5 +1,6 @@
-"""The classification baseline: Zheng, Yang, Hauptmann 2016 (arXiv 1610.02984) as in layumi's
-Person_reID_baseline_pytorch: average pool, a 512-d embedding, one classifier.
+"""The classification baseline: average pooling, a 512-d embedding, one classifier.
+
+Zheng, Yang, Hauptmann 2016 (arXiv 1610.02984), as in layumi's Person_reID_baseline_pytorch.
 """
 
 import torch
@@ -24,5 +25,6 @@ class Baseline(nn.Module):
     def forward(self, images: Tensor) -> Tensor | Output:
         x = self.base(images)  # (N, C, h, w)
         with torch.autocast(images.device.type, enabled=False):
-            f = self.embed(x.mean((2, 3), dtype=self.embed[0].weight.dtype))[:, None]  # (N, 1, 512)
+            pooled = x.mean((2, 3), dtype=self.embed[0].weight.dtype)  # (N, C)
+            f = self.embed(pooled)[:, None]  # (N, 1, 512)
             return Output(f, self.classifiers(self.dropout(f))) if self.training else f

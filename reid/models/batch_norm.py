@@ -1,4 +1,4 @@
-"""Batch norms whose statistics span other images than those at hand; names and state stay torch's."""
+"""Batch norms with statistics over other images than the local batch; state names are torch's."""
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +16,16 @@ def synchronise(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def replace_forward(model: nn.Module, kind: type[_BatchNorm], **attributes) -> nn.Module:
+    """Gives each batch norm the forward of `kind`; its tensors and names stay."""
     for module in model.modules():
         if isinstance(module, _BatchNorm):
-            module.__class__ = kind  # the same tensors and names, another forward
+            module.__class__ = kind
             vars(module).update(attributes)
     return model
 
 
 class GlobalBatchNorm(_BatchNorm):
-    """Statistics over the images of all processes, as if one had the whole batch. (N, C) or (N, C, H, W)."""
+    """Statistics over the images of all processes. Input (N, C) or (N, C, H, W)."""
 
     def _check_input_dim(self, x: Tensor) -> None: ...
 
@@ -34,21 +35,26 @@ class GlobalBatchNorm(_BatchNorm):
         dims = [d for d in range(x.dim()) if d != 1]
         shape = [1, -1] + [1] * (x.dim() - 2)
         y = x.to(self.weight.dtype)
-        count = SumOverProcesses.apply(torch.tensor(float(x.numel() // x.shape[1]), dtype=torch.double))
+        own_count = torch.tensor(float(x.numel() // x.shape[1]), dtype=torch.double)
+        count = SumOverProcesses.apply(own_count)
         mean = SumOverProcesses.apply(y.sum(dims)) / count.to(y.dtype)
         centred = y - mean.view(shape)
         variance = SumOverProcesses.apply(centred.square().sum(dims)) / count.to(y.dtype)
         with torch.no_grad():
+            unbiased = variance * (count / (count - 1)).to(y.dtype)
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (count / (count - 1)).to(y.dtype), self.momentum)
+            self.running_var.lerp_(unbiased, self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
         return (centred * scale.view(shape) + self.bias.view(shape)).to(x.dtype)
 
 
 class GhostBatchNorm(_BatchNorm):
-    """Statistics over each `ghost` images of the batch; the running ones follow the first group alone, as on the
-    first of several GPUs under DataParallel."""
+    """Statistics over each group of `ghost` images of the batch.
+
+    The running statistics follow the first group alone, as on the first of several GPUs under
+    DataParallel.
+    """
 
     ghost: int
 
@@ -58,5 +64,7 @@ class GhostBatchNorm(_BatchNorm):
         if not self.training:
             return super().forward(x)
         first, *others = x.split(self.ghost)
-        rest = [F.batch_norm(g, None, None, self.weight, self.bias, True, 0.0, self.eps) for g in others]
-        return torch.cat([super().forward(first), *rest])
+        parts = [super().forward(first)]
+        for group in others:
+            parts.append(F.batch_norm(group, None, None, self.weight, self.bias, True, 0.0, self.eps))
+        return torch.cat(parts)

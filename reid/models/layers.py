@@ -1,4 +1,7 @@
-"""Layers and rules that the models share. N images, S slots, C channels, D width, L classifiers, K identities."""
+"""Layers that the models share, and their rule for image heights.
+
+Shapes: N images, S slots, D feature width, L classifiers, K identities.
+"""
 
 import math
 from collections.abc import Sequence
@@ -12,28 +15,29 @@ from reid.errors import InputError
 
 
 class Output(NamedTuple):
-    """What the model returns in training mode."""
+    """The value of a model in training mode."""
 
     features: Tensor  # (N, S, D)
-    logits: Tensor  # (N, L, K): on q of every slot, then on a, then on b of the related slots
+    logits: Tensor  # (N, L, K); RRID: on q of every slot, then on a, then on b of the related slots
 
 
 class SlotLayer(nn.Module):
-    """An unshared 1x1 convolution + batch norm + ReLU for each of S slots: (N, S, in) -> (N, S, out)."""
+    """1x1 convolution + batch norm + ReLU with own weights for each slot: (N, S, in) -> (N, S, out)."""
 
     def __init__(self, slots: int, inputs: int, outputs: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(slots, outputs, inputs) * math.sqrt(2 / inputs))  # He et al. 2015
+        scale = math.sqrt(2 / inputs)  # He et al. 2015
+        self.weight = nn.Parameter(torch.randn(slots, outputs, inputs) * scale)
         self.bias = nn.Parameter(torch.zeros(slots, outputs))
         self.norm = nn.BatchNorm1d(slots * outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = torch.baddbmm(self.bias[:, None], x.transpose(0, 1), self.weight.mT).transpose(0, 1)  # (N, S, out)
+        y = slotwise_linear(x, self.weight, self.bias)  # (N, S, out)
         return F.relu(self.norm(y.flatten(1)).view(y.shape))
 
 
 class Classifiers(nn.Module):
-    """L linear classifiers with bias, each on its own feature: (N, L, D) -> (N, L, K)."""
+    """L linear classifiers with bias, one per feature: (N, L, D) -> (N, L, K)."""
 
     def __init__(self, count: int, inputs: int, classes: int):
         super().__init__()
@@ -41,14 +45,21 @@ class Classifiers(nn.Module):
         self.bias = nn.Parameter(torch.zeros(count, classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias[:, None], x.transpose(0, 1), self.weight.mT).transpose(0, 1)
+        return slotwise_linear(x, self.weight, self.bias)
+
+
+def slotwise_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x (N, S, in), weight (S, out, in), bias (S, out) -> (N, S, out)."""
+    y = torch.baddbmm(bias[:, None], x.transpose(0, 1), weight.mT)  # (S, N, out)
+    return y.transpose(0, 1)
 
 
 def check_height(height: int, stripes: Sequence[int]) -> None:
-    """Raises InputError when the map of images `height` pixels high cannot be cut into the stripes."""
+    """Raises InputError when the map of images of this height cannot be cut into the stripes."""
     rows, step = -(-height // 16), math.lcm(*stripes)
     if rows % step:
-        below, above = rows // step * step * 16, (rows // step + 1) * step * 16
-        good = " or ".join(f"--h {h}" for h in (below, above, above + step * 16) if h)
+        below = rows // step * step
+        above = below + step
+        good = " or ".join(f"--h {16 * r}" for r in (below, above, above + step) if r)
         bad = next(n for n in stripes if rows % n)
         raise InputError(f"map height {rows} (image height {height}) cannot be cut into {bad} stripes; use {good}")

@@ -1,49 +1,100 @@
-"""The pickles inside torch.save files, read without running them.
+"""Files that anybody wrote with torch.save, read without running code of the file.
 
-A pickle is a program. Here its opcodes are worked off by plain code that knows lists, dicts, tensors and, for every
-class, an inert Record: nothing is imported, no attribute of anything is looked up, and a call of anything but CALLS and
-INERT is refused. The work stays in proportion to the file: nothing that a file made is hashed, compared, printed or
-copied as a whole, since a hundred bytes make a tuple of tuples that has 2^40 leaves.
+Both layouts are understood, the zip archive and the older sequence of pickles. The content is a state dict, a
+checkpoint with a state dict inside, or a whole pickled model (torch 0.4 included).
 """
 
+import math
+import os
+import pickle
 import pickletools
+import re
+import struct
+import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from reid.errors import InputError
+from reid.errors import InputError, MissingInput
+
+# Why this is safe. A pickle is a program, but it gets classes and functions only from `find_class`, which imports
+# nothing: each name becomes a new subclass of Stub, which stays empty or makes a Table, a Cut or a plain value from
+# checked arguments. All classes here define `__setstate__`, so pickle sets no attributes itself; it can only call the
+# class, `__setstate__`, `extend` and `__setitem__`. The other sources of objects are `persistent_load`, which returns
+# a Storage, and the extension registry, which is refused before loading together with pickles that are too large.
+# A file that only wastes time is stopped with Ctrl-C.
 
 DTYPES = {
-    "FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
-    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
-}  # fmt: skip
-MAX_STEPS = 5_000_000  # opcodes; a checkpoint with its optimizer has some ten thousand
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+# What ordinary checkpoints contain beside weights: it may be called and stays an empty Stub.
+INERT = re.compile(
+    r"""numpy\.(dtype|ndarray|_?core\.multiarray\.(scalar|_reconstruct)|_?core\.numeric\._frombuffer)
+    | numpy\.random\.(_pickle\.__\w+_ctor|bit_generator\.__pyx_unpickle_SeedSequence)
+    | (builtins|__builtin__)\.(set|frozenset|bytes|bytearray|complex|slice|x?range) | _codecs\.encode
+    | pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path | datetime\.(date|time|datetime|timedelta|timezone)
+    | decimal\.Decimal | fractions\.Fraction | functools\.partial | types\.SimpleNamespace""",
+    re.VERBOSE | re.ASCII,
+)
+STATES = ("state_dict", "model", "model_state_dict", "state", "net", "network")  # where checkpoints keep the model
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # the first two pickles of the older layout
+REFUSED = {"EXT1", "EXT2", "EXT4", "PERSID", "NEXT_BUFFER", "READONLY_BUFFER"}  # opcodes torch.save never writes
+MAX_STEPS = 5_000_000  # opcodes; a checkpoint with its optimizer has tens of thousands
+MAX_BYTES = 2**28  # of one pickle; the tensors' numbers are not in it
+MAX_TUPLES = 100_000  # 4 per tensor; the hash of a tuple that is nested deeper overflows the stack
+MAX_CLASSES, MAX_TENSORS, MAX_NAME = 10_000, 100_000, 500
 
 
-class Name(NamedTuple):
-    """A class or function that a file names; never looked up."""
+class Stub:
+    """A class or function named in the file. An object of it keeps its attributes and drops its items.
 
-    module: str
-    name: str
+    pickle makes objects without `__init__` (NEWOBJ), so `__init__` means a call (REDUCE, INST, OBJ).
+    """
 
-    def __str__(self) -> str:
-        return ascii(f"{self.module}.{self.name}"[:200])[1:-1]  # for one line of a message, whatever is in it
+    kind: str
+    state: dict[Any, Any] | None = None
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        if not INERT.fullmatch(self.kind):
+            raise InputError(f"it calls {self.kind}, which weights do not need. Nothing was run; do not use this file")
+
+    def __setstate__(self, state: Any) -> None:
+        parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)  # the second: __slots__
+        self.state = next((part for part in parts if isinstance(part, dict)), None)
+
+    def extend(self, items: list[Any]) -> None: ...
+
+    def __setitem__(self, key: Any, value: Any) -> None: ...
+
+
+class Known:
+    """Drops its attributes, for instance `_metadata` of state dicts."""
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+class Table(Known, dict):
+    """An OrderedDict, Counter or defaultdict."""
 
 
 @dataclass(eq=False, repr=False)
-class Record:
-    """An object of a class that is not known here: what the file says of it."""
-
-    kind: Name
-    state: dict = field(default_factory=dict)
-
-
-@dataclass(eq=False, repr=False)
-class Storage:
-    """A block of numbers, by its key in the file; `start` is where a view on it begins."""
+class Storage(Known):
+    """A block of numbers by its key in the file; `start` is where a view on it begins."""
 
     key: str
     dtype: torch.dtype
@@ -51,246 +102,239 @@ class Storage:
 
 
 @dataclass(eq=False, repr=False)
-class Cut:
-    """A tensor: which numbers of a storage it is."""
+class Cut(Known):
+    """A tensor: which numbers of a storage it has."""
 
     storage: Storage
-    offset: int
+    start: int
     size: tuple[int, ...]
     stride: tuple[int, ...]
 
 
-def rebuild_tensor(storage, offset, size, stride, *_) -> Cut:
-    """Raises ValueError for a shape that no tensor has; whether it lies inside its storage is seen later."""
-    if not isinstance(storage, Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
-        raise ValueError("a tensor of no storage or shape")
-    if len(size) != len(stride) or len(size) > 64:
+def rebuild_tensor(cls: type, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Cut:
+    """Raises ValueError for an impossible shape; `tensor` checks that the shape fits into the storage."""
+    if not isinstance(storage, Storage) or type(size) is not tuple or type(stride) is not tuple:
+        raise ValueError("a tensor without a storage or a shape")
+    numbers = (storage.start, offset, *size, *stride)
+    if len(size) != len(stride) or not all(type(n) is int and 0 <= n < 2**48 for n in numbers):
         raise ValueError("a tensor of impossible shape")
-    if not all(type(n) is int and 0 <= n < 2**48 for n in (storage.start, offset, *size, *stride)):
-        raise ValueError("a tensor of impossible shape")
-    return Cut(storage, offset, size, stride)
+    return Cut(storage, storage.start + offset, size, stride)
 
 
-def unchanged(value, *_) -> Any:
+def rebuild_table(cls: type, content: Any = None, *_: Any) -> dict:
+    """Pairs (Python 2) move over: one list named a million times must not become a million tables."""
+    if isinstance(content, dict):
+        return content
+    table = Table(content or ())
+    if content is not None:
+        content.clear()
+    return table
+
+
+def first(cls: type, value: Any, *_: Any) -> Any:
     return value
 
 
-def nothing(*_) -> None:
-    return None
-
-
-def as_dict(content: Any = None, *_) -> dict:
-    """Pairs (Python 2 wrote an OrderedDict so) move over: a list that is named again must not be gone through again."""
-    if content is None or isinstance(content, dict):
-        return {} if content is None else content
-    if not isinstance(content, list):
-        raise ValueError("a dict of what is no list of pairs")
-    result: dict = {}
-    for k, v in content:
-        result[as_key(k)] = v
-    content.clear()
-    return result
-
-
-# what a file may call, and what is done instead
-CALLS: dict[tuple[str, str], Callable] = {
-    ("torch._utils", "_rebuild_tensor"): rebuild_tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): unchanged,
-    ("torch._utils", "_rebuild_parameter_with_state"): unchanged,  # a parameter with attributes
-    ("torch._tensor", "_rebuild_from_type_v2"): lambda function, _, arguments, *__: call(function, arguments),
-    ("torch.nn.parameter", "Parameter"): unchanged,  # torch 0.4
-    ("torch", "Size"): unchanged,
-    ("torch", "device"): nothing,
-    ("torch.serialization", "_get_layout"): nothing,
-    ("collections", "OrderedDict"): as_dict,
-    ("collections", "Counter"): as_dict,
-    ("collections", "defaultdict"): lambda *_: {},  # items follow
-    ("collections", "deque"): lambda *_: [],
-    **{(m, n): lambda v=(), *_: v or [] for m in ("builtins", "__builtin__") for n in ("set", "frozenset")},
-}
-# what ordinary checkpoints carry beside weights, known to be harmless; read as a Record
-INERT = {
-    (module, name)
-    for modules, names in (
-        ("numpy", "dtype ndarray"),
-        ("numpy.core.multiarray numpy._core.multiarray", "scalar _reconstruct"),
-        ("numpy.core.numeric numpy._core.numeric", "_frombuffer"),
-        ("numpy.random._pickle", "__randomstate_ctor __generator_ctor __bit_generator_ctor"),
-        ("numpy.random.bit_generator", "__pyx_unpickle_SeedSequence"),
-        ("_codecs", "encode"),  # bytes, in protocol 2
-        ("builtins __builtin__", "bytes bytearray complex slice range xrange"),
-        ("pathlib pathlib._local", "Path PosixPath WindowsPath PurePath PurePosixPath PureWindowsPath"),
-        ("functools", "partial"),
-        ("datetime", "datetime date time timedelta timezone"),
-        ("decimal", "Decimal"),
-        ("fractions", "Fraction"),
-        ("types", "SimpleNamespace"),
-    )
-    for module in modules.split()
-    for name in names.split()
+CALLS: dict[str, Callable[..., Any]] = {  # the __new__ of their stubs
+    "torch._utils._rebuild_tensor": rebuild_tensor,
+    "torch._utils._rebuild_tensor_v2": rebuild_tensor,
+    "torch._utils._rebuild_parameter": first,
+    "torch._utils._rebuild_parameter_with_state": first,
+    "torch._tensor._rebuild_from_type_v2": lambda cls, stub, kind, arguments, *_: stub(*arguments),
+    "torch.nn.parameter.Parameter": first,  # torch 0.4
+    "torch.Size": first,
+    "torch.device": lambda *_: None,
+    "torch.serialization._get_layout": lambda *_: None,
+    "collections.OrderedDict": rebuild_table,
+    "collections.Counter": rebuild_table,
+    "collections.defaultdict": lambda *_: Table(),  # its items follow
+    "collections.deque": lambda *_: [],
 }
 
 
-def call(function: Any, arguments: Any) -> Any:
-    if isinstance(function, Name) and function in INERT:
-        return Record(function)
-    if not isinstance(function, Name) or function not in CALLS:
-        raise InputError(f"it wants to call {function if isinstance(function, Name) else 'something unnamed'}, which "
-                         "no weights need; nothing of it was run. Do not use this file")  # fmt: skip
-    if not isinstance(arguments, (tuple, list)) or len(arguments) > 16:
-        raise ValueError(f"impossible arguments of {function}")
-    return CALLS[function](*arguments)
+class Reader(pickle.Unpickler):
+    """Reads one pickle; `sizes` is the bytes per number for each storage key."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(BytesIO(content), encoding="latin-1")
+        self.stubs: dict[str, type[Stub]] = {}
+        self.sizes: dict[str, int] = {}
+
+    def find_class(self, module: str, name: str) -> type[Stub]:
+        kind = ascii(f"{module}.{name}"[:200])[1:-1]  # fit for a message
+        if kind not in self.stubs:
+            if len(self.stubs) == MAX_CLASSES:
+                raise ValueError(f"more than {MAX_CLASSES} classes")
+            made = {"__new__": CALLS[kind]} if kind in CALLS else {}
+            self.stubs[kind] = type("Stub", (Stub,), {"kind": kind, **made})
+        return self.stubs[kind]
+
+    def persistent_load(self, pid: Any) -> Any:
+        """A storage, or a class with its source text, which is dropped."""
+        if type(pid) is tuple and pid[0] == "module":
+            return pid[1]
+        tag, kind, key, _, _, *view = pid
+        name = kind.kind if isinstance(kind, type) else "unknown"  # all classes here are stubs
+        dtype = DTYPES.get(name.rpartition(".")[2])
+        if tag != "storage" or dtype is None or type(key) is not str:
+            raise ValueError(f"not a storage, a storage of type {name}, or one without a key")
+        self.sizes[key] = dtype.itemsize
+        return Storage(key, dtype, view[0][1] if view and view[0] else 0)
 
 
-def made(kind: Any, arguments: tuple = ()) -> Any:
-    """An object of a class without its __init__, as `kind.__new__` would make it."""
-    if not isinstance(kind, Name):
-        raise ValueError("an object of what is no class")
-    return call(kind, arguments) if kind in CALLS else Record(kind)
-
-
-def named(module: Any, name: Any) -> Name:
-    if not isinstance(module, str) or not isinstance(name, str):
-        raise ValueError("a name that is no text")
-    return Name(module, name)
-
-
-def persistent(token: Any, sizes: dict[str, int]) -> Any:
-    """torch's own kind of reference: a storage, or a class with its source text, which is dropped."""
-    if not isinstance(token, tuple) or len(token) > 6:
-        raise ValueError("a reference that is not torch's")
-    if token[0] == "module":
-        return token[1]
-    tag, kind, key, _, _, *view = token
-    if tag != "storage" or not isinstance(kind, Name) or kind.name not in DTYPES:
-        raise ValueError(f"storage of type {kind if isinstance(kind, Name) else '?'}")
-    if not isinstance(key, str):
-        raise ValueError("a storage's key that is no text")
-    storage = Storage(key, DTYPES[kind.name], view[0][1] if view and view[0] else 0)
-    sizes[storage.key] = storage.dtype.itemsize
-    return storage
-
-
-def build(target: Any, state: Any) -> None:
-    """An object's attributes; those of dicts (state dicts carry _metadata) and tensors are dropped. The state is
-    kept, not copied: the same may be named for a million objects."""
-    if isinstance(target, Record):
-        parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)  # two: one of them of __slots__
-        target.state = next((part for part in parts if isinstance(part, dict)), target.state)
-    elif not isinstance(target, (dict, Cut)):
-        raise InputError(f"it wants to set up a {type(target).__name__}, which no weights need; nothing of it was run")
-
-
-def as_key(value: Any) -> Any:
-    """A dict's key: a text, or a number too small for numbers that hash alike. Any other, a tuple for instance, only
-    keeps its value in the dict: nobody asks for it, and to hash it may take for ever."""
-    return value if isinstance(value, str) or (type(value) is int and abs(value) < 2**60) else object()
-
-
-def extend(target: Any, items: list) -> None:
-    if isinstance(target, list):
-        target.extend(items)
-    elif not isinstance(target, Record):  # of somebody's own kind of list; dropped
-        raise ValueError("items of what is no list")
-
-
-def update(target: Any, items: list) -> None:
-    if isinstance(target, dict):
-        target.update(zip(map(as_key, items[::2]), items[1::2]))
-    elif not isinstance(target, Record):  # of somebody's own kind of dict, as configurations are; dropped
-        raise ValueError("items of what is no dict")
-
-
-def unpickle(file: Any, sizes: dict[str, int] | None = None) -> Any:
-    """The object of one pickle at the file's place, which moves behind it; `sizes` gets the bytes of a number for
-    each storage key. Raises InputError for a call that is not allowed; ValueError, IndexError, KeyError, TypeError and
-    others for what is no sound pickle."""
-    sizes = {} if sizes is None else sizes
-    stack: list = []
-    marks: list[int] = []
-    memo: dict[int, Any] = {}
-
-    def popped() -> list:
-        """What stands above the last mark."""
-        start = marks.pop()
-        items = stack[start:]
-        del stack[start:]
-        return items
-
-    constants = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-    containers = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": list}
-    for step, (opcode, value, _) in enumerate(pickletools.genops(file)):
+def unpickle(file: Any) -> tuple[Any, dict[str, int]]:
+    """(object, bytes per number for each storage key) of the pickle at the file's position, which moves behind it."""
+    start = file.tell()
+    tuples = 0
+    for step, (opcode, value, position) in enumerate(pickletools.genops(file)):
         name = opcode.name
-        if step >= MAX_STEPS:
-            raise ValueError(f"more than {MAX_STEPS} steps")
-        if name in constants:
-            stack.append(constants[name])
-        elif name in containers:
-            stack.append(containers[name]())
-        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
-            if not 0 <= value < 2**32:
-                raise ValueError("an impossible place of the memo")
-            memo[value] = stack[-1]
-        elif name == "MEMOIZE":
-            memo[len(memo)] = stack[-1]
-        elif name in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(memo[value])
-        elif name == "MARK":
-            marks.append(len(stack))
-        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-            n = int(name[-1])
-            stack[-n:] = [tuple(stack[-n:])]
-        elif name == "TUPLE":
-            stack.append(tuple(popped()))
-        elif name == "LIST":
-            stack.append(popped())
-        elif name == "DICT":
-            items = popped()
-            stack.append({})
-            update(stack[-1], items)
-        elif name == "FROZENSET":
-            stack.append(popped())
-        elif name == "BUILD":
-            state = stack.pop()
-            build(stack[-1], state)
-        elif name == "APPEND":
-            item = stack.pop()
-            extend(stack[-1], [item])
-        elif name == "SETITEM":
-            key, item = stack.pop(-2), stack.pop()
-            update(stack[-1], [key, item])
-        elif name in ("APPENDS", "ADDITEMS", "SETITEMS"):
-            items = popped()
-            (update if name == "SETITEMS" else extend)(stack[-1], items)
-        elif name in ("GLOBAL", "STACK_GLOBAL"):
-            parts = value.split(" ", 1) if name == "GLOBAL" else [stack.pop(), stack.pop()][::-1]
-            stack.append(named(*parts))
-        elif name == "REDUCE":
-            arguments = stack.pop()
-            stack.append(call(stack.pop(), arguments))
-        elif name in ("NEWOBJ", "NEWOBJ_EX"):
-            keywords = stack.pop() if name == "NEWOBJ_EX" else {}
-            arguments = stack.pop()
-            stack.append(made(stack.pop(), () if keywords else arguments))
-        elif name in ("INST", "OBJ"):  # calls the class, or makes an old-style object when there are no arguments
-            items = popped()
-            kind = named(*value.split(" ", 1)) if name == "INST" else items.pop(0)
-            stack.append(call(kind, items) if items else made(kind))
-        elif name == "BINPERSID":
-            stack.append(persistent(stack.pop(), sizes))
-        elif name == "POP":
-            stack.pop()
-        elif name == "POP_MARK":
-            popped()
-        elif name == "DUP":
-            stack.append(stack[-1])
-        elif name == "STOP":
-            return stack.pop()
-        elif opcode.arg is not None and opcode.stack_after and not opcode.stack_before:
-            if name in ("EXT1", "EXT2", "EXT4", "PERSID"):
-                raise ValueError(f"opcode {name}")
-            stack.append(value)  # a number or a text
-        elif name not in ("PROTO", "FRAME"):
-            raise ValueError(f"opcode {name}")
-    raise ValueError("no end")
+        tuples += name.startswith("TUPLE")
+        large = step == MAX_STEPS or tuples > MAX_TUPLES or position - start > MAX_BYTES
+        if large or name in REFUSED or (name.endswith("PUT") and (value or 0) > MAX_STEPS):  # pickle's memo is a list
+            raise ValueError(f"opcode {name} at step {step}, too much for a file of weights")
+    length = file.tell() - start
+    file.seek(start)
+    reader = Reader(file.read(length))
+    return reader.load(), reader.sizes
+
+
+def read_foreign(path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
+    """(tensors by name, names of everything else in the state dict) of a file that any torch.save wrote.
+
+    `module.` and `_orig_mod.` are removed from the names. No code of the file runs and no class of it is imported.
+    Raises MissingInput, InputError.
+    """
+    path = Path(path)
+    if not os.path.isfile(path):  # Path.is_file raises where a folder cannot be looked into
+        raise MissingInput(f"weights file {path} is not there (or is a folder)")
+    try:
+        with open(path, "rb") as file:
+            zipped = file.read(4) == b"PK\x03\x04"
+            file.seek(0)
+            content, fetch = (open_zip if zipped else open_sequence)(file, path.stat().st_size)
+            entries = state_entries(content)
+            cuts = {k: v for k, v in entries.items() if isinstance(v, Cut)}
+            sizes = (math.prod(c.size) * c.storage.dtype.itemsize for c in cuts.values())
+            if sum(sizes) + 100 * len(cuts) > 8 * path.stat().st_size:
+                raise ValueError("tensors many times larger than the file")
+            by_storage = sorted(cuts, key=lambda k: cuts[k].storage.key)  # each storage is fetched once
+            tensors = {k: tensor(cuts[k], fetch) for k in by_storage}
+            return {k: tensors[k] for k in cuts}, [k for k in entries if k not in cuts]
+    except InputError as e:
+        raise InputError(f"{path}: {e}") from e
+    except Exception as e:  # damaged input raises anything: struct.error, KeyError, BadZipFile, MemoryError ...
+        raise InputError(
+            f"{path} cannot be read as weights ({type(e).__name__}: {str(e)[:200]}): it is cut short, damaged, or not "
+            "a file of torch.save; copy it again"
+        ) from e
+
+
+def open_zip(file: Any, total: int) -> tuple[Any, Callable[[str], bytearray]]:
+    """(object, function from a storage key to its bytes) of a file that torch >= 1.6 writes."""
+    archive = zipfile.ZipFile(file)
+    names = archive.namelist()
+    roots = [n.removesuffix("data.pkl") for n in names if n.endswith("/data.pkl")]
+    if len(roots) != 1 or roots[0].count("/") != 1:
+        raise InputError("a zip archive, but not one of torch.save; unpack it first")
+    for info in archive.infolist():
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise InputError(f"{info.filename!r} is compressed, which torch.save never does")
+    if sum(info.file_size for info in archive.infolist()) > total:
+        raise ValueError("members that overlap")
+    if roots[0] + "byteorder" in names and archive.read(roots[0] + "byteorder") != b"little":
+        raise InputError("its numbers are big-endian; save it again on a little-endian machine")
+    content, _ = unpickle(BytesIO(archive.read(roots[0] + "data.pkl")))
+    return content, lru_cache(1)(lambda key: bytearray(archive.read(f"{roots[0]}data/{key}")))
+
+
+def open_sequence(file: Any, total: int) -> tuple[Any, Callable[[str], bytearray]]:
+    """The same of the older layout: magic number, version, system, object and storage keys as pickles, then numbers."""
+    magic, version, system = (unpickle(file)[0] for _ in range(3))
+    if magic != MAGIC or version != PROTOCOL or not system["little_endian"]:
+        raise ValueError("not torch's magic number, version and byte order at the start")
+    content, sizes = unpickle(file)
+    blocks: dict[str, tuple[int, int]] = {}
+    for key in unpickle(file)[0]:
+        if type(key) is not str:
+            raise ValueError("a storage key that is not a string")
+        length = struct.unpack("<q", file.read(8))[0] * sizes[key]
+        blocks[key] = file.tell(), length
+        if not 0 <= length <= total - file.tell():
+            raise ValueError("a storage that ends after the file")
+        file.seek(length, os.SEEK_CUR)
+
+    def fetch(key: str) -> bytearray:
+        file.seek(blocks[key][0])
+        return bytearray(file.read(blocks[key][1]))
+
+    return content, lru_cache(1)(fetch)
+
+
+def tensor(cut: Cut, fetch: Callable[[str], bytearray]) -> Tensor:
+    """A copy of the tensor's numbers. Raises ValueError where they are not inside the storage."""
+    count = math.prod(cut.size)
+    if not count:
+        return torch.empty(cut.size, dtype=cut.storage.dtype)
+    data = fetch(cut.storage.key)
+    last = cut.start + sum((n - 1) * s for n, s in zip(cut.size, cut.stride))
+    if max(last + 1, count) * cut.storage.dtype.itemsize > len(data):
+        raise ValueError("a tensor that ends after its storage")
+    flat = torch.frombuffer(data, dtype=cut.storage.dtype)
+    return flat.as_strided(cut.size, cut.stride, cut.start).clone(memory_format=torch.contiguous_format)
+
+
+def state_entries(content: Any) -> dict[str, Any]:
+    """{name: Cut or something else} of a state dict, a checkpoint or a model, or of a short list with one of them."""
+    parts = content if isinstance(content, (list, tuple)) and len(content) <= 20 else [content]
+    found = [entries for entries in map(find_entries, parts) if entries is not None]
+    if len(found) != 1:
+        kinds = ", ".join(map(describe, parts[:5])) + ", ..." * (len(parts) > 5)
+        raise InputError(
+            f"expected one model or state dict with tensors, found {len(found)} in ({kinds}); "
+            "save model.state_dict() alone"
+        )
+    named = {bare(str(k)): v for k, v in found[0].items() if isinstance(k, (str, int))}
+    if odd := [k for k in named if len(k) > MAX_NAME or not k.isprintable()]:
+        raise ValueError(f"a name that no tensor has: {odd[0][:50]!a}")
+    return named
+
+
+def find_entries(content: Any) -> dict[Any, Any] | None:
+    """Everything in a state dict, a checkpoint's or a model's; None without tensors."""
+    for _ in range(10):
+        states = [content.get(k) for k in STATES] if isinstance(content, dict) else []
+        content = next((state for state in states if isinstance(state, (dict, Stub))), content)
+    entries = module_entries(content) if isinstance(content, Stub) else content
+    return entries if isinstance(entries, dict) and any(isinstance(v, Cut) for v in entries.values()) else None
+
+
+def describe(value: Any) -> str:
+    """A value's type, for messages."""
+    if isinstance(value, Stub):
+        return value.kind
+    return {Cut: "tensor", Table: "dict"}.get(type(value), type(value).__name__)
+
+
+def bare(name: str) -> str:
+    """The name without the prefixes of DataParallel and torch.compile."""
+    return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
+
+
+def module_entries(model: Stub) -> dict[str, Any]:
+    """The state dict of a whole model: parameters and buffers of all its modules, by torch's names.
+
+    Modules that share modules multiply, so the number and length of the names is limited.
+    """
+    entries: dict[str, Any] = {}
+    todo, seen = [("", model)], 0
+    while todo:
+        prefix, module = todo.pop()
+        tables = [(module.state or {}).get(table, {}) for table in ("_parameters", "_buffers", "_modules")]
+        seen += 1 + sum(map(len, tables))
+        if seen > MAX_TENSORS or len(prefix) > MAX_NAME or any(len(k) > MAX_NAME for table in tables for k in table):
+            raise ValueError("too many modules or too long names")
+        *own, children = [[(prefix + k, v) for k, v in table.items() if v is not None] for table in tables]
+        for named in own:
+            entries.update(named)
+        todo.extend((f"{name}.", child) for name, child in reversed(children))
+    return entries

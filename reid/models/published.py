@@ -1,4 +1,4 @@
-"""The layout of the published model: its 723 tensor names beside ours. Facts: docs/differences.md."""
+"""The layout of the published model: its 723 tensor names and ours. Facts: docs/differences.md."""
 
 import re
 from collections.abc import Sequence
@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from reid.errors import InputError
+
+BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 def is_published(state: dict[str, Tensor]) -> bool:
@@ -17,7 +19,8 @@ def published_names(stripes: Sequence[int]) -> dict[str, list[str]]:
     """{our layer: the published name of each of its slots, in our order}."""
 
     def slots(part: str, whole: str) -> list[str]:
-        return [part.format(n, i) for n in stripes for i in range(n)] + [whole.format(n, 0) for n in stripes]
+        parts = [part.format(n, i) for n in stripes for i in range(n)]
+        return parts + [whole.format(n, 0) for n in stripes]
 
     return {
         "E_p": slots("local_{}_conv_list.{}", "global_{}_max_conv_list.{}"),
@@ -30,9 +33,10 @@ def published_names(stripes: Sequence[int]) -> dict[str, list[str]]:
 
 
 def from_published(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[int, ...], int]:
-    """State dict of the published layout, with or without `module.` -> (ours, stripes, number of classes).
+    """Published state dict, with or without `module.` -> (our state dict, stripes, classes).
 
-    Classifiers may be absent (0 classes). Raises InputError when tensors are missing or left over.
+    0 classes when the state has no classifiers. Raises InputError for missing and for unknown
+    tensors.
     """
     left = {k.removeprefix("module."): v for k, v in state.items()}
     counts = {int(m[1]) for k in left if (m := re.match(r"local_(\d+)_conv_list\.", k))}
@@ -44,24 +48,26 @@ def from_published(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[i
         missing = [n + suffix for n in names if n + suffix not in left]
         if missing:
             raise InputError(
-                f"the published layout with stripes {stripes} lacks {len(missing)} tensors, "
-                f"the first: {missing[0]}; the file is not a whole RRID model"
+                f"{len(missing)} tensors of the published layout with stripes {stripes} are "
+                f"missing, the first: {missing[0]}; the file is not a whole RRID model"
             )
         return [left.pop(n + suffix) for n in names]
 
-    for layer, names in published_names(stripes).items():
-        if layer == "classifiers":
-            if has_classifiers:
-                ours["classifiers.weight"] = torch.stack(take(names, ".weight"))
-                ours["classifiers.bias"] = torch.stack(take(names, ".bias"))
-            continue
+    layers = published_names(stripes)
+    classifiers = layers.pop("classifiers")
+    for layer, names in layers.items():
         ours[f"{layer}.weight"] = torch.stack([w.flatten(1) for w in take(names, ".0.weight")])
         ours[f"{layer}.bias"] = torch.stack(take(names, ".0.bias"))
-        for entry in ("weight", "bias", "running_mean", "running_var"):
+        for entry in BATCH_NORM:
             ours[f"{layer}.norm.{entry}"] = torch.cat(take(names, f".1.{entry}"))
-        for name in names:  # a counter torch keeps since 0.4.1; older files lack it, nothing here needs it
+        for name in names:  # torch has this counter since 0.4.1; no result depends on it
             left.pop(f"{name}.1.num_batches_tracked", None)
         ours[f"{layer}.norm.num_batches_tracked"] = torch.tensor(0)
+    classes = 0
+    if has_classifiers:
+        ours["classifiers.weight"] = torch.stack(take(classifiers, ".weight"))
+        ours["classifiers.bias"] = torch.stack(take(classifiers, ".bias"))
+        classes = ours["classifiers.bias"].shape[1]
     if left:
-        raise InputError(f"{len(left)} tensors are not of the published layout, the first: {next(iter(left))}")
-    return ours, stripes, ours["classifiers.bias"].shape[1] if has_classifiers else 0
+        raise InputError(f"{len(left)} tensors are unknown to the published layout, the first: {next(iter(left))}")
+    return ours, stripes, classes

@@ -1,4 +1,4 @@
-"""Files of weights: plain tensors and values, read without running code in them, checked against their digest."""
+"""Files of tensors and plain values: read without running code, checked against their digest."""
 
 import hashlib
 import json
@@ -12,63 +12,71 @@ from reid.errors import InputError, MissingInput
 
 
 def load_tensors(path: Path) -> dict[str, Any]:
-    """A file of tensors and plain values under text keys; no code in it runs. A file that carries a digest is checked
-    against it. Raises MissingInput, InputError."""
+    """A file's tensors and plain values by name; no code in the file runs.
+
+    A digest in the file is checked. Raises MissingInput, InputError.
+    """
     if not Path(path).is_file():
         raise MissingInput(f"weights file {path} is not there (or is a folder)")
     try:
-        plain = is_safetensors(path)
-        content = load_safetensors(path) if plain else torch.load(path, map_location="cpu", weights_only=True)
+        if is_safetensors(path):
+            content = load_safetensors(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
         raise
-    except Exception as e:  # torch raises many kinds here: truncated zip, foreign classes, not a file of torch
+    except Exception as e:  # torch raises many types for damaged files and for foreign classes
         raise InputError(
-            f"{path} cannot be read as weights ({type(e).__name__}): it is cut short, damaged, or holds more than "
-            "plain tensors; copy or make it again. A whole pickled model: python -m reid import"
+            f"{path} cannot be read as weights ({type(e).__name__}): it is cut short, damaged, or "
+            "holds more than plain tensors; copy or make it again. A whole pickled model: "
+            "python -m reid import"
         ) from e
     if not isinstance(content, dict) or not all(isinstance(k, str) for k in content):
-        raise InputError(f"{path} holds a {type(content).__name__}, expected a state dict with names")
+        kind = type(content).__name__
+        raise InputError(f"{path} holds a {kind}, expected a state dict with names")
     expected = content.pop("digest", None)
     if "format" in content and expected is not None and expected != digest(content):
-        raise InputError(f"{path} is damaged: its content does not fit its digest; copy or make it again")
+        raise InputError(f"{path} is damaged: its content does not match its digest; copy or make it again")
     return content
 
 
 def is_safetensors(path: Path) -> bool:
     with open(path, "rb") as f:
-        return f.read(9)[8:] == b"{"  # the length of a JSON header, then the header
+        return f.read(9)[8:] == b"{"  # 8 bytes with the length of the JSON header, then the header
 
 
 def load_safetensors(path: Path) -> dict[str, Any]:
-    """A safetensors file's tensors; of one that save_safetensors wrote, its whole content."""
+    """The tensors of a safetensors file, or the whole content of a file of save_safetensors."""
     try:
         from safetensors import safe_open
     except ImportError as e:
         raise InputError(f"{path} is a safetensors file; reading it needs: pip install safetensors") from e
     with safe_open(path, "pt") as f:
-        metadata, state = f.metadata() or {}, {name: f.get_tensor(name) for name in sorted(f.keys())}
+        metadata = f.metadata() or {}
+        state = {name: f.get_tensor(name) for name in sorted(f.keys())}
     return {**json.loads(metadata["rrid"]), "state": state} if "rrid" in metadata else state
 
 
 def save_safetensors(path: Path, content: dict[str, Any], about: dict[str, str]) -> None:
-    """Writes content (format, config, classes, state), `about` it, and the digest of both. Raises OSError."""
+    """Writes content (format, config, classes, state), `about` and their digest. Raises OSError."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     state = {name: content["state"][name].contiguous() for name in sorted(content["state"])}
     plain = {k: v for k, v in content.items() if k != "state"} | {"about": about}
     plain["digest"] = digest({**plain, "state": state})
-    path.touch()  # with the mode of any new file; the library makes one that only its owner reads
-    mode = path.stat().st_mode
+    path.touch()
+    mode = path.stat().st_mode  # the library makes files that only their owner can read
     try:
-        save_file(state, path, {"rrid": json.dumps(plain)})  # one entry: of several the library shuffles the order
+        # one metadata entry, as the library writes several in a random order
+        save_file(state, path, {"rrid": json.dumps(plain)})
     except SafetensorError as e:
         raise OSError(str(e)) from e
     path.chmod(mode)
 
 
 def save_tensors(path: Path, content: dict[str, Any]) -> None:
-    """torch.save. Raises OSError where the disk is full, of which torch makes a RuntimeError."""
+    """torch.save that raises OSError where the disk is full; torch raises a RuntimeError."""
     try:
         torch.save(content, path)
     except RuntimeError as e:
@@ -76,7 +84,7 @@ def save_tensors(path: Path, content: dict[str, Any]) -> None:
 
 
 def digest(content: Any) -> str:
-    """SHA-256 over tensors (type, shape, bytes) and plain values, independent of how they are stored."""
+    """SHA-256 over tensors (type, shape, bytes) and plain values, however they are stored."""
     h = hashlib.sha256()
 
     def add(value: Any) -> None:

@@ -1,4 +1,10 @@
-"""Weights files: written, and read back as a model without any flags."""
+"""Weights files and checkpoints of this project, read and written.
+
+Reading, from the most convenient to the most basic:
+load_model, read_weights: a model, from our format or the published layout.
+load_checkpoint: the content of a file in our format.
+read_any: the tensors of a file from any other program, for importing.py.
+"""
 
 import os
 from pathlib import Path
@@ -10,75 +16,92 @@ from reid.config import Config
 from reid.errors import InputError
 from reid.files import atomic_file, sha256
 from reid.models import build_model
-from reid.models.legacy import bare, read_foreign
+from reid.models.pickles import bare, read_foreign
 from reid.models.published import from_published, is_published
 from reid.models.tensors import digest, is_safetensors, load_tensors, save_tensors
 
+FORMAT = 1
+
 
 def load_model(path: str | Path) -> nn.Module:
-    """The model of a weights file, in eval mode, on the CPU; see read_weights for what is accepted."""
+    """The model of a weights file, in eval mode, on the CPU; read_weights says which files."""
     model, _ = read_weights(path)
     return model
 
 
 def read_weights(path: str | Path) -> tuple[nn.Module, Config]:
-    """(model in eval mode, its configuration) of our weights.pth or of a state dict in the published layout.
+    """(model in eval mode, its configuration) of a weights.pth or a published state dict.
 
-    The published layout says nothing of its input size: 384x128 is taken. Raises MissingInput, InputError.
+    The published layout does not contain its input size; 384x128 is assumed. Raises
+    MissingInput, InputError.
     """
     content = load_tensors(Path(path))
     if "format" in content:
-        missing = [k for k in ("config", "classes", "state") if k not in content]
-        if content["format"] != 1 or missing:
-            raise InputError(
-                f"{path}: format {content['format']}, missing {missing or 'nothing'}; "
-                "expected format 1 with config, classes, state"
-            )
-        plain = isinstance(content["config"], dict) and isinstance(content["state"], dict)
-        if not plain or not isinstance(content["classes"], int) or content["classes"] < 0:
-            raise InputError(f"{path}: config, classes or state is not what format 1 has; make the file again")
+        check_format(content, path)
         config = Config.from_json(content["config"], str(path))
-        model = build_model(config, content["classes"])
-        fill(model, content["state"], path)
+        classes, state = content["classes"], content["state"]
     elif is_published(content):
-        state, stripes, num_classes = from_published(content)
+        state, stripes, classes = from_published(content)
         config = Config(stripes=stripes)
-        model = build_model(config, num_classes)
-        fill(model, state, path)
     else:
+        first = ", ".join(map(str, list(content)[:3]))
         raise InputError(
-            f"{path} is neither weights of this project nor of the published layout; "
-            f"its first keys: {', '.join(map(str, list(content)[:3]))}"
+            f"{path} is neither weights of this project nor of the published layout; its first keys: {first}"
         )
+    model = build_model(config, classes)
+    fill(model, state, path)
     return model.eval(), config
 
 
-def fill(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
-    """load_state_dict whose error says in one line what does not fit."""
-    own = model.state_dict()
-    if odd := [k for k, v in state.items() if not isinstance(v, Tensor)]:
-        raise InputError(f"{path}: {odd[0]} is no tensor")
-    shapes = [
-        f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
-        for k in own
-        if k in state and state[k].shape != own[k].shape
-    ]
-    # torch before 0.4.1 kept no batch counter; no result depends on it
-    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
-    foreign = [k for k in state if k not in own]
-    if shapes or missing or foreign:
+def check_format(content: dict[str, Any], path: str | Path) -> None:
+    """Raises InputError unless content has the entries of format 1."""
+    missing = [k for k in ("config", "classes", "state") if k not in content]
+    if content["format"] != FORMAT or missing:
         raise InputError(
-            f"{path} does not fit the model: {len(missing)} tensors missing, {len(foreign)} unknown, {len(shapes)} of "
-            f"another shape (the first: {(shapes + missing + foreign)[0]}); another architecture or class count?"
+            f"{path}: format {content['format']}, missing {missing or 'nothing'}; "
+            f"expected format {FORMAT} with config, classes, state"
+        )
+    kinds = {"config": dict, "classes": int, "state": dict}
+    wrong = [k for k, kind in kinds.items() if not isinstance(content[k], kind)]
+    if wrong or content["classes"] < 0:
+        raise InputError(f"{path}: {(wrong or ['classes'])[0]} is not as format {FORMAT} has it; make the file again")
+
+
+def fill(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
+    """load_state_dict that reports tensors that do not fit in one line. Raises InputError."""
+    own = model.state_dict()
+    if other := [k for k, v in state.items() if not isinstance(v, Tensor)]:
+        raise InputError(f"{path}: {other[0]} is not a tensor")
+    shapes = [
+        f"{k} {tuple(state[k].shape)} instead of {tuple(v.shape)}"
+        for k, v in own.items()
+        if k in state and state[k].shape != v.shape
+    ]
+    # files of torch before 0.4.1 have no batch counter; no result depends on it
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    unknown = [k for k in state if k not in own]
+    if wrong := shapes + missing + unknown:
+        raise InputError(
+            f"{path} does not fit the model: {len(missing)} tensors missing, {len(unknown)} unknown, "
+            f"{len(shapes)} of another shape (the first: {wrong[0]}); is it of another "
+            "architecture or number of classes?"
         )
     model.load_state_dict(state, strict=False)
 
 
-FORMAT = 1
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The content that save_checkpoint wrote. Raises MissingInput, InputError for a damaged file."""
+    content = load_tensors(path)
+    if "format" not in content:
+        raise InputError(f"{path} is not a checkpoint of this project")
+    return content
 
 
-def save(path: Path, content: dict[str, Any], previous: Path | None = None) -> None:
-    """Writes content + its digest; the file at `path` is replaced whole or not at all, and kept as `previous`."""
+def save_checkpoint(path: Path, content: dict[str, Any], previous: Path | None = None) -> None:
+    """Writes content and its digest. `path` is replaced whole or not at all.
+
+    The file before it is kept as `previous`.
+    """
     content = {"format": FORMAT, **content}
     with atomic_file(path) as temporary:
         save_tensors(temporary, {**content, "digest": digest(content)})
@@ -87,27 +110,24 @@ def save(path: Path, content: dict[str, Any], previous: Path | None = None) -> N
 
 
 def save_weights(path: Path, content: dict[str, Any]) -> None:
-    """save, and the SHA-256 of the file beside it, as sha256sum writes it."""
-    save(path, content)
+    """save_checkpoint, with the SHA-256 of the file beside it in the format of sha256sum."""
+    save_checkpoint(path, content)
     with atomic_file(path.with_name(path.name + ".sha256")) as temporary:
-        temporary.write_text(f"{sha256(path)}  {path.name}\n")
-
-
-def load(path: Path) -> dict[str, Any]:
-    """What save wrote. Raises MissingInput, InputError when the file is damaged."""
-    content = load_tensors(path)
-    if "format" not in content:
-        raise InputError(f"{path} is no checkpoint of this project")
-    return content
+        temporary.write_text(f"{sha256(path)}  {path.name}\n", encoding="utf-8", newline="\n")
 
 
 def read_any(path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """(tensors by bare name, names of what else was there)."""
-    if os.path.isfile(path) and os.access(path, os.R_OK) and is_safetensors(path):
-        state, other = load_tensors(path), []
-        state = {bare(k): v for k, v in state.items()}
+    """(tensors by name, names of the other entries) of another program's file.
+
+    Names lose the prefixes of DataParallel and torch.compile. Raises MissingInput, InputError,
+    also for a file in our format.
+    """
+    readable = os.path.isfile(path) and os.access(path, os.R_OK)
+    if readable and is_safetensors(path):
+        state = {bare(k): v for k, v in load_tensors(path).items()}
+        other: list[str] = []
     else:
         state, other = read_foreign(path)
     if "format" in state or "E_p.weight" in state:
-        raise InputError(f"{path} is of this project already: its weights.pth is used as it is, with --weights")
+        raise InputError(f"{path} has the format of this project already; use it with --weights, without import")
     return state, other

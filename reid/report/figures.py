@@ -1,7 +1,10 @@
-"""The report's figures: each a PNG beside the page and an SVG inside it, with the sentence a reader hears instead."""
+"""Figures of the report: each is a PNG file beside the page and an SVG inside it, described by its alt text.
+
+All are drawn inside `with styled():`.
+"""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import fill
@@ -11,21 +14,37 @@ import numpy as np
 
 from reid.errors import InputError
 from reid.evaluation.features import Features
-from reid.evaluation.results import Result
 from reid.files import atomic_file, writing
 
 # Okabe and Ito, Color Universal Design, 2008
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, INK, GREY = "#CC79A7", "#56B4E9", "#22262b", "#8a8f98"
 COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, INK)
-SIGNS = "os^DvP*X<>"
 DASHES = ("-", "--", "-.", ":")
+MARKERS = "os^DvP*X<>"
+MARKER_NAMES = ("circles", "squares", "triangles", "diamonds")
+SMALL = (3.75, 2.8)  # width and height in inches
 STYLE = {
-    "figure.constrained_layout.use": True, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.edgecolor": GREY, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK,
-    "axes.grid": True, "grid.color": "#e6e7ea", "grid.linewidth": 0.6, "axes.axisbelow": True, "lines.linewidth": 1.6,
-    "legend.frameon": False, "axes.titlesize": 9, "axes.titlelocation": "left", "svg.hashsalt": "report",
-}  # fmt: skip
+    "axes.axisbelow": True,
+    "axes.edgecolor": GREY,
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 9,
+    "figure.constrained_layout.use": True,
+    "font.size": 9,
+    "grid.color": "#e6e7ea",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4,
+    "svg.hashsalt": "report",
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
 
 
 class Picture(NamedTuple):
@@ -35,245 +54,272 @@ class Picture(NamedTuple):
 
 
 @contextmanager
-def styled():
+def styled() -> Iterator[None]:
     """matplotlib in the report's style. Raises InputError where it is not installed."""
     try:
         import matplotlib
     except ImportError as e:
-        raise InputError('the report\'s figures need matplotlib; run: pip install -e ".[report]"') from e
+        raise InputError('the report needs matplotlib for its figures; run: pip install -e ".[report]"') from e
     with matplotlib.rc_context(STYLE):
         yield
 
 
-def draw(folder: Path, name: str, alt: str, size: tuple[float, float], paint: Callable, grid=(1, 1)) -> Picture:
-    """Calls paint(*axes) on a new figure, and writes folder/report-<name>.png."""
-    with styled():
-        from matplotlib.figure import Figure
+def new_axes(width: float, height: float, rows: int = 1, columns: int = 1) -> np.ndarray:
+    """The axes of a new figure, (rows x columns,); its size is in inches."""
+    from matplotlib.figure import Figure
 
-        figure = Figure(figsize=size)
-        paint(*figure.subplots(*grid, squeeze=False).ravel())
-        with atomic_file(folder / f"report-{name}.png") as temporary:
-            figure.savefig(temporary, format="png", dpi=160)
-        out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None}, transparent=True)
-    return Picture(name, alt, out.getvalue())
+    figure = Figure(figsize=(width, height))
+    return figure.subplots(rows, columns, squeeze=False).ravel()
 
 
-def summary(folder: Path, result: Result, cameras: list[dict] | None) -> list[Picture]:
-    """CMC curve, histogram of the average precision, and mAP of every pair of cameras."""
-    cmc, ap = 100 * result.cmc, result.ap[result.ranking.valid]
+def finish(axes, folder: Path, name: str, alt: str) -> Picture:
+    """Writes the figure of `axes` as folder/report-<name>.png and returns it for the page."""
+    save_png(axes.figure, folder / f"report-{name}.png")
+    svg = io.StringIO()
+    axes.figure.savefig(svg, format="svg", metadata={"Date": None}, transparent=True)
+    return Picture(name, alt, svg.getvalue())
 
-    def paint_cmc(axes):
-        ranks = np.arange(1, len(cmc) + 1)
-        axes.step(ranks, cmc, where="post", color=BLUE)
-        marked = [k for k in (1, 5, 10, 20) if k <= len(cmc)]
-        axes.plot(marked, cmc[np.array(marked) - 1], "o", color=BLUE, markersize=4)
-        for k in marked:
-            axes.annotate(f"{cmc[k - 1]:.1f}", (k, cmc[k - 1]), (3, -11), textcoords="offset points")
-        axes.set(xlabel="rank", ylabel="queries found, %", ylim=(min(cmc[0] - 8, 90), 101), title="CMC")
 
-    def paint_ap(axes):
-        axes.hist(ap, np.linspace(0, 1, 21), color=SKY, edgecolor="white")
-        axes.axvline(ap.mean(), color=INK, linestyle="--", linewidth=1)
-        axes.annotate(f" mean {ap.mean():.3f} ", (ap.mean(), 1), (0, -8), ha="right" if ap.mean() > 0.5 else "left",
-                      xycoords=("data", "axes fraction"), textcoords="offset points")  # fmt: skip
-        axes.set(xlabel="average precision of a query", ylabel="queries", title="Average precision")
-        axes.grid(axis="x", visible=False)
+def save_png(figure, path: Path) -> None:
+    with writing(path), atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=160)
 
-    ranks = ", ".join(f"{cmc[k - 1]:.1f} % at rank {k}" for k in (1, 5, 10, 20) if k <= len(cmc))
-    low = int((ap < 0.5).sum())
-    alts = (f"CMC curve: {ranks}.", f"Histogram of the average precision: {low} of {len(ap)} queries are below 0.5.")
-    pictures = [
-        draw(folder, "cmc", alts[0], (3.75, 2.8), paint_cmc),
-        draw(folder, "ap", alts[1], (3.75, 2.8), paint_ap),
-    ]
-    return pictures + ([camera_map(folder, cameras)] if cameras and len(cameras) > 1 else [])
+
+def line_style(i: int) -> dict[str, Any]:
+    """Of line i. Dashes and markers distinguish lines without colour."""
+    return {
+        "color": COLOURS[i % len(COLOURS)],
+        "linestyle": DASHES[i % len(DASHES)],
+        "marker": MARKERS[i % len(MARKERS)],
+    }
+
+
+def cmc_curve(folder: Path, cmc: np.ndarray) -> Picture:
+    """cmc (K,): matching rates in 0..1."""
+    percent = 100 * cmc
+    marked = [k for k in (1, 5, 10, 20) if k <= len(cmc)]
+    [axes] = new_axes(*SMALL)
+    axes.step(np.arange(1, len(cmc) + 1), percent, where="post", color=BLUE)
+    axes.plot(marked, [percent[k - 1] for k in marked], "o", color=BLUE)
+    for k in marked:
+        value = percent[k - 1]
+        axes.annotate(f"{value:.1f}", (k, value), (3, -11), textcoords="offset points")
+    axes.set(xlabel="rank", ylabel="matching rate, %", title="CMC")
+    axes.set_ylim(min(percent[0] - 8, 90), 101)
+    values = ", ".join(f"{percent[k - 1]:.1f} % at rank {k}" for k in marked)
+    return finish(axes, folder, "cmc", f"CMC curve: {values}.")
+
+
+def ap_histogram(folder: Path, ap: np.ndarray) -> Picture:
+    """ap (Q,): average precision of the queries with a match, in 0..1."""
+    mean, low = ap.mean(), int((ap < 0.5).sum())
+    [axes] = new_axes(*SMALL)
+    axes.hist(ap, np.linspace(0, 1, 21), color=SKY, edgecolor="white")
+    axes.axvline(mean, color=INK, linestyle="--", linewidth=1)
+    place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+    side = "right" if mean > 0.5 else "left"
+    axes.annotate(f" mean {mean:.3f} ", (mean, 1), (0, -8), ha=side, **place)
+    axes.set(xlabel="average precision of a query", ylabel="queries", title="Average precision")
+    axes.grid(axis="x", visible=False)
+    alt = f"Histogram of the average precision: {low} of {len(ap)} queries are below 0.5."
+    return finish(axes, folder, "ap", alt)
 
 
 def camera_map(folder: Path, cameras: list[dict]) -> Picture:
-    queries, galleries = (sorted({row[k] for row in cameras}) for k in ("query_camid", "gallery_camid"))
+    """cameras: the rows of CameraPairs.table."""
+    queries = sorted({row["query_camid"] for row in cameras})
+    galleries = sorted({row["gallery_camid"] for row in cameras})
     cells = np.full((len(queries), len(galleries)), np.nan)
     for row in cameras:
-        cells[queries.index(row["query_camid"]), galleries.index(row["gallery_camid"])] = 100 * row["map"]
-
-    def paint(axes):
-        shade = axes.imshow(cells, "cividis", aspect="auto", vmin=np.nanmin(cells), vmax=np.nanmax(cells))
-        middle = (np.nanmin(cells) + np.nanmax(cells)) / 2
-        for (i, j), value in np.ndenumerate(cells):
-            empty = np.isnan(value)
-            axes.text(j, i, "–" if empty else f"{value:.0f}", ha="center", va="center", fontsize=8,
-                      color=GREY if empty else "white" if value < middle else INK)  # fmt: skip
-        axes.set_xticks(range(len(galleries)), galleries)
-        axes.set_yticks(range(len(queries)), queries)
-        axes.set(xlabel="gallery camera", ylabel="query camera", title="mAP by pair of cameras, %")
-        axes.grid(visible=False)
-        axes.spines[:].set_visible(False)
-        axes.figure.colorbar(shade, ax=axes, pad=0.02).outline.set_visible(False)
-
-    worst, best = min(cameras, key=lambda r: r["map"]), max(cameras, key=lambda r: r["map"])
-    told = [f"camera {r['query_camid']} to {r['gallery_camid']}, {100 * r['map']:.0f} %" for r in (worst, best)]
-    alt = f"Heat map of the mAP by query and gallery camera: lowest from {told[0]}, highest from {told[1]}."
-    size = max(2.8, 0.28 * len(queries) + 1)
-    return draw(folder, "cameras", alt, (max(3.75, 0.4 * len(galleries) + 1.2), size), paint)
-
-
-def explained(folder: Path, data: dict[str, Any]) -> list[Picture]:
-    """Mean distance in each slot, of right and of wrong listed answers."""
-    parts, labels = data["explained"], [slot["name"] for slot in data["slots"]]
-
-    def paint(axes):
-        for (name, values), colour, sign in zip(parts.items(), (GREEN, VERMILION), "o^"):
-            axes.plot(values, range(len(values)), sign, color=colour, label=f"{name} answers")
-        axes.set_yticks(range(len(labels)), labels)
-        axes.invert_yaxis()
-        axes.set(xlabel="mean squared distance in the band", xlim=(0, None))
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=2)
-
-    told = "; ".join(f"{name} answers add up to {sum(values):.3g}" for name, values in parts.items())
-    alt = f"Mean squared distance in each of {len(labels)} bands: {told}."
-    return [draw(folder, "slots", alt, (6, max(2, 0.2 * len(labels) + 1)), paint)]
+        i, j = queries.index(row["query_camid"]), galleries.index(row["gallery_camid"])
+        cells[i, j] = 100 * row["map"]
+    low, high = np.nanmin(cells), np.nanmax(cells)
+    width = max(SMALL[0], 0.4 * len(galleries) + 1.2)
+    [axes] = new_axes(width, max(SMALL[1], 0.28 * len(queries) + 1))
+    image = axes.imshow(cells, "cividis", aspect="auto", vmin=low, vmax=high)
+    for (i, j), value in np.ndenumerate(cells):
+        text, colour = ("–", GREY) if np.isnan(value) else (f"{value:.0f}", INK)
+        if value < (low + high) / 2:
+            colour = "white"
+        axes.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
+    axes.set_xticks(range(len(galleries)), galleries)
+    axes.set_yticks(range(len(queries)), queries)
+    axes.set(xlabel="gallery camera", ylabel="query camera", title="mAP by pair of cameras, %")
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.figure.colorbar(image, ax=axes, pad=0.02).outline.set_visible(False)
+    ordered = sorted(cameras, key=lambda row: row["map"])
+    worst, best = (
+        f"camera {row['query_camid']} to {row['gallery_camid']}, {100 * row['map']:.0f} %"
+        for row in (ordered[0], ordered[-1])
+    )
+    alt = f"Heat map of the mAP by query and gallery camera: lowest from {worst}, highest from {best}."
+    return finish(axes, folder, "cameras", alt)
 
 
-def open_set(folder: Path, found: dict[str, Any], metric: str) -> list[Picture]:
-    """ROC with the recommended threshold; distances of same and different people on one axis."""
+def band_distances(folder: Path, means: dict[str, list[float]], names: list[str]) -> Picture:
+    """Mean distance in each band. means: "right" and "wrong" -> (S,); names: of the bands."""
+    [axes] = new_axes(6, max(2, 0.2 * len(names) + 1))
+    style = {"right": ("o", GREEN), "wrong": ("^", VERMILION)}
+    for kind, values in means.items():
+        sign, colour = style[kind]
+        label = f"{kind} answers"
+        axes.plot(values, range(len(values)), sign, color=colour, markersize=6, label=label)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set(xlabel="mean squared distance in the band", xlim=(0, None))
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=2)
+    sums = "; ".join(f"{kind} answers {sum(values):.3g} in total" for kind, values in means.items())
+    alt = f"Mean squared distance in each of {len(names)} bands: {sums}."
+    return finish(axes, folder, "slots", alt)
+
+
+def roc_curve(folder: Path, found: dict[str, Any]) -> Picture:
+    """found: as open_set.open_set returns it."""
     threshold, fpr = found["threshold"], found["fpr"]
     tpr = found["tpr"][f"{fpr:g}"]
+    [axes] = new_axes(*SMALL)
+    axes.semilogx(*np.array(found["roc"]).T, color=BLUE)
+    axes.plot(fpr, tpr, "D", color=VERMILION, markersize=6)
+    text = f"threshold {threshold:.3g}\n{tpr:.1%} at {fpr:g}"
+    axes.text(0.98, 0.06, text, transform=axes.transAxes, ha="right")
+    axes.set(xlabel="false accept rate", ylabel="true accept rate", title="ROC")
+    axes.set_ylim(0, 1.02)
+    alt = (
+        f"ROC curve: a distance threshold of {threshold:.3g} accepts {tpr:.1%} of the pairs of one person "
+        f"and {fpr:g} of the pairs of two people."
+    )
+    return finish(axes, folder, "roc", alt)
 
-    def paint_roc(axes):
-        axes.semilogx(*np.array(found["roc"]).T, color=BLUE)
-        axes.plot(fpr, tpr, "D", color=VERMILION)
-        told = f"threshold {threshold:.3g}\n{tpr:.1%} at {fpr:g}"
-        axes.text(0.98, 0.06, told, transform=axes.transAxes, ha="right")
-        axes.set(xlabel="false accepts / wrong pairs", ylabel="true accepts / same pairs", ylim=(0, 1.02), title="ROC")
 
-    def paint_distances(axes):
-        edges = np.array(found["distances"]["edges"])
-        for key, colour, dash, label in (
-            ("same", GREEN, "-", "same person"),
-            ("different", VERMILION, "--", "different"),
-        ):
-            axes.stairs(found["distances"][key], edges, fill=True, facecolor=colour + "44", edgecolor=colour,
-                        linestyle=dash, linewidth=1, label=label)  # fmt: skip
-        axes.axvline(threshold, color=INK, linestyle="--", linewidth=1, label=f"threshold {threshold:.3g}")
-        axes.set(xlabel=f"{metric} distance", ylabel="share of pairs", title="Distances")
-        axes.legend()
-
-    alt = f"ROC: {tpr:.1%} of the same pairs are accepted at a rate of {fpr:g} false accepts, distance {threshold:.3g}."
-    return [
-        draw(folder, "roc", alt, (3.75, 2.8), paint_roc),
-        draw(folder, "distances", f"Distances of same and of different people, and the threshold {threshold:.3g} "
-             "between them.", (3.75, 2.8), paint_distances),
-    ]  # fmt: skip
+def distance_histograms(folder: Path, found: dict[str, Any], metric: str) -> Picture:
+    """found: as open_set.open_set returns it."""
+    distances, threshold = found["distances"], found["threshold"]
+    label = f"threshold {threshold:.3g}"
+    [axes] = new_axes(*SMALL)
+    for kind, colour, dashes in (("same", GREEN, "-"), ("different", VERMILION, "--")):
+        style = {"facecolor": colour + "44", "edgecolor": colour, "linestyle": dashes}
+        style |= {"fill": True, "linewidth": 1, "label": f"{kind} person"}
+        axes.stairs(distances[kind], distances["edges"], **style)
+    axes.axvline(threshold, color=INK, linestyle="--", linewidth=1, label=label)
+    axes.set(xlabel=f"{metric} distance", ylabel="share of pairs", title="Distances")
+    axes.legend()
+    alt = f"Histograms of the distances of pairs of one person and of two people, and the {label}."
+    return finish(axes, folder, "distances", alt)
 
 
 def training(folder: Path, runs: dict[str, list[dict[str, float]]]) -> list[Picture]:
-    """A panel for each recorded number over the steps; the runs lie over each other."""
-    keys = list(dict.fromkeys(k for rows in runs.values() for row in rows for k in row))
+    """One panel per recorded number, one line per run. runs: name -> rows of metrics.jsonl."""
+    everything = [row for rows in runs.values() for row in rows]
+    keys = dict.fromkeys(k for row in everything for k in row)
     keys = [k for k in keys if k not in ("step", "epoch", "images_per_second")]
     if not keys:
         return []
-
-    def paint(*panels):
-        for axes, key in zip(panels, keys):
-            for i, (name, rows) in enumerate(runs.items()):
-                points = [(row["step"], row[key]) for row in rows if key in row]
-                sign = SIGNS[i % len(SIGNS)] if len(points) < 30 else None
-                axes.plot(*zip(*points), DASHES[i % 4], marker=sign, markersize=4, color=COLOURS[i % 7], label=name)
-            axes.set(title=key.replace("_", " "), xlabel="step")
-            if key == "lr":
-                axes.set_yscale(
-                    "log" if min(row["lr"] for r in runs.values() for row in r if "lr" in row) > 0 else "linear"
-                )
-        for axes in panels[len(keys) :]:
-            axes.set_visible(False)
-        if len(runs) > 1:
-            panels[0].figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-
-    first = [*next(iter(runs.values()))]
-    ends = {k: row[k] for row in first for k in keys if k in row}
-    last = [f"{k} ends at {v:.3g}" for k, v in ends.items()]
-    rows = -(-len(keys) // 4)
-    columns = min(4, len(keys))
-    alt = f"Training curves of {', '.join(runs)} over the steps: {', '.join(last)}."
-    return [draw(folder, "training", alt, (2.9 * columns, 2.3 * rows + 0.3 * (len(runs) > 1)), paint, (rows, columns))]
+    columns, lines, several = min(4, len(keys)), -(-len(keys) // 4), len(runs) > 1
+    panels = new_axes(2.9 * columns, 2.3 * lines + 0.3 * several, lines, columns)
+    for axes, key in zip(panels, keys):
+        for i, (name, rows) in enumerate(runs.items()):
+            points = [(row["step"], row[key]) for row in rows if key in row]
+            style = line_style(i) | ({"marker": None} if len(points) >= 30 else {})
+            axes.plot(*zip(*points), label=name, **style)
+        axes.set(title=key.replace("_", " "), xlabel="step")
+        if key == "lr" and all(row.get("lr", 1) > 0 for row in everything):
+            axes.set_yscale("log")
+    for axes in panels[len(keys) :]:
+        axes.set_visible(False)
+    if several:
+        handles = panels[0].get_legend_handles_labels()
+        panels[0].figure.legend(*handles, loc="outside lower center", ncols=2)
+    last = {k: row[k] for row in next(iter(runs.values())) for k in keys if k in row}
+    ends = ", ".join(f"{k} ends at {v:.3g}" for k, v in last.items())
+    alt = f"Training curves of {', '.join(runs)} over the steps: {ends}."
+    return [finish(panels[0], folder, "training", alt)]
 
 
+@styled()
 def covered(path: Path, lines: dict[str, dict[str, Any]]) -> None:
-    """Writes mAP by covered band as PNG; `lines`: name -> "whole", "1" to "6": (mean, standard deviation or None)."""
-    with styled():
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(6, 3.4 + 0.2 * len(lines)))
-        axes = figure.subplots()
-        for i, (name, line) in enumerate(lines.items()):
-            colour, bands = COLOURS[i % 7], [k for k in "123456" if line[k]]
-            axes.plot([int(k) for k in bands], [100 * line[k][0] for k in bands], DASHES[i % 4],
-                      marker=SIGNS[i % len(SIGNS)], markersize=4, color=colour, label=fill(name, 80))  # fmt: skip
-            if line["whole"]:
-                axes.axhline(100 * line["whole"][0], color=colour, linewidth=0.8, alpha=0.6, linestyle=DASHES[i % 4])
-        parts = ("1\nhead", "2", "3", "4", "5", "6\nfeet")
-        axes.set(xlabel="covered sixth of the query image", ylabel="mAP, %", title="Thin lines: nothing covered")
-        axes.set_xticks(range(1, 7), parts)
-        figure.legend(loc="outside lower center")
-        with writing(path), atomic_file(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=160)
+    """Writes mAP by covered band as PNG. lines: name -> "whole", "1" to "6": (mean, deviation) or None."""
+    [axes] = new_axes(6, 3.4 + 0.2 * len(lines))
+    for i, (name, line) in enumerate(lines.items()):
+        points = [(int(k), 100 * line[k][0]) for k in "123456" if line[k]]
+        axes.plot(*zip(*points), label=fill(name, 80), **line_style(i))
+        if line["whole"]:
+            thin = line_style(i) | {"marker": None, "linewidth": 0.8, "alpha": 0.6}
+            axes.axhline(100 * line["whole"][0], **thin)
+    axes.set(xlabel="covered sixth of the query image", ylabel="mAP, %")
+    axes.set_title("Thin lines: nothing covered")
+    axes.set_xticks(range(1, 7), ("1\nhead", "2", "3", "4", "5", "6\nfeet"))
+    axes.figure.legend(loc="outside lower center")
+    save_png(axes.figure, path)
 
 
-def principal(folder: Path, features: Features, ap: np.ndarray, count: int = 10) -> list[Picture]:
-    """Descriptors of `count` people, from the hardest to the easiest, on their first two principal components."""
+def people(folder: Path, features: Features, ap: np.ndarray, count: int = 10) -> list[Picture]:
+    """Descriptors of `count` people, evenly from the hardest to the easiest, on their first two principal components.
+
+    ap: (Q,). Empty where the descriptors do not differ.
+    """
+    sides = (features.query, features.gallery)
     pids = np.unique(features.query.pids[~np.isnan(ap)])
     mean = [np.nanmean(ap[features.query.pids == pid]) for pid in pids]
-    chosen = pids[np.argsort(mean)][np.linspace(0, len(pids) - 1, min(count, len(pids))).astype(int)]
-    sides = [
-        (side.features[np.isin(side.pids, chosen)], side.pids[np.isin(side.pids, chosen)])
-        for side in (features.query, features.gallery)
-    ]
-    values, who = (np.concatenate(x) for x in zip(*sides))
+    places = np.linspace(0, len(pids) - 1, min(count, len(pids))).astype(int)
+    chosen = pids[np.argsort(mean)][places]
+    rows = [np.isin(side.pids, chosen) for side in sides]
+    who = np.concatenate([side.pids[kept] for side, kept in zip(sides, rows)])
+    values = np.concatenate([side.features[kept] for side, kept in zip(sides, rows)])
     values = values.astype(np.float32) - values.mean(0, dtype=np.float32)
     if min(values.shape) < 2 or not values.any():
         return []
     left, size, _ = np.linalg.svd(values, full_matrices=False)
-    points, share = left[:, :2] * size[:2], (size**2 / (size**2).sum())[:2]
+    points = left[:, :2] * size[:2]
+    share = size**2 / (size**2).sum()
+    [axes] = new_axes(5.6, 4)
+    label = {"fontsize": 9, "fontweight": "bold", "ha": "center", "va": "bottom"}
+    label["bbox"] = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5}
+    for i, pid in enumerate(chosen):
+        own = points[who == pid]
+        axes.plot(*own.T, alpha=0.8, **line_style(i) | {"linestyle": "none"})
+        axes.annotate(str(pid), np.median(own, 0), **label)
+    axes.set_xlabel(f"first component, {share[0]:.0%} of the variance")
+    axes.set_ylabel(f"second component, {share[1]:.0%} of the variance")
+    names = ", ".join(map(str, chosen))
+    alt = f"Descriptors of {len(chosen)} people ({names}) on two principal components."
+    return [finish(axes, folder, "people", alt)]
 
-    def paint(axes):
-        for i, pid in enumerate(chosen):
-            own = points[who == pid]
-            axes.plot(*own.T, SIGNS[i % len(SIGNS)], color=COLOURS[i % 7], markersize=4, alpha=0.8)
-            axes.annotate(str(pid), np.median(own, 0), fontsize=9, fontweight="bold", ha="center", va="bottom",
-                          bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5})  # fmt: skip
-        axes.set(xlabel=f"first component, {share[0]:.0%}", ylabel=f"second component, {share[1]:.0%} of the variance")
 
-    alt = f"Descriptors of {len(chosen)} people ({', '.join(map(str, chosen))}) on two principal components."
-    return [draw(folder, "people", alt, (5.6, 4), paint)]
-
-
-def maps(folder: Path, shots: Sequence[tuple[str, np.ndarray, np.ndarray]], bands: np.ndarray) -> list[Picture]:
-    """Images (H, W, 3) beside their map's energy (h, w), with the peak of each band of a granularity marked."""
+def activation_maps(folder: Path, shots: Sequence[tuple[str, np.ndarray, np.ndarray]], bands: np.ndarray) -> Picture:
+    """shots: (name, image (H, W, 3), energy of its map (h, w)). bands (S, 2): the peak in each is marked."""
     cut = [band for band in bands.tolist() if band != [0, 1]] or [[0, 1]]
-    counts = sorted({round(1 / (bottom - top)) for top, bottom in cut}, reverse=True)
-
-    def paint(*panels):
-        for (name, pixels, energy), image, overlay in zip(shots, panels[::2], panels[1::2]):
-            high, wide = energy.shape
-            for axes in (image, overlay):
-                axes.imshow(pixels, extent=(0, wide, high, 0), aspect=pixels.shape[0] / pixels.shape[1] * wide / high)
-                axes.axis("off")
-            image.set_title(name[-24:], fontsize=6)
-            overlay.imshow(energy, "inferno", alpha=0.6, extent=(0, wide, high, 0), interpolation="bilinear",
-                           aspect=pixels.shape[0] / pixels.shape[1] * wide / high)  # fmt: skip
-            for top, bottom in cut:
-                rows = slice(round(top * high), round(bottom * high))
-                y, x = np.unravel_index(energy[rows].argmax(), energy[rows].shape)
-                i = counts.index(round(1 / (bottom - top)))
-                overlay.plot(x + 0.5, y + rows.start + 0.5, SIGNS[i], markersize=9 - 2 * i, markerfacecolor="none",
-                             markeredgecolor=("white", SKY, ORANGE)[i % 3], markeredgewidth=1.2)  # fmt: skip
-                overlay.axhline(bottom * high, color="white", linewidth=0.3)
-        for axes in panels[2 * len(shots) :]:
-            axes.set_visible(False)
-
-    signs = {"o": "circles", "s": "squares", "^": "triangles", "D": "diamonds"}
-    told = ", ".join(f"{signs.get(SIGNS[i], SIGNS[i])} the peaks of {n} stripes" for i, n in enumerate(counts))
-    alt = f"Energy of the backbone's map over {len(shots)} images, bright where it is high: {told}."
+    counts = sorted({stripes(band) for band in cut}, reverse=True)
     columns = min(4, len(shots))
     rows = -(-len(shots) // columns)
-    return [draw(folder, "maps", alt, (2.3 * columns, 3 * rows), paint, (rows, 2 * columns))]
+    panels = new_axes(2.3 * columns, 3 * rows, rows, 2 * columns)
+    for (name, image, energy), left, right in zip(shots, panels[::2], panels[1::2]):
+        height, width = energy.shape
+        shape = {"aspect": image.shape[0] / image.shape[1] * width / height}
+        shape["extent"] = (0, width, height, 0)
+        left.imshow(image, **shape)
+        left.set_title(name[-24:], fontsize=6)
+        right.imshow(image, **shape)
+        right.imshow(energy, "inferno", alpha=0.6, interpolation="bilinear", **shape)
+        for band in cut:
+            mark_peak(right, energy, band, counts.index(stripes(band)))
+    for axes in panels:
+        axes.axis("off")
+    marks = ", ".join(f"{name} mark the peaks of {n} stripes" for name, n in zip(MARKER_NAMES, counts))
+    alt = f"Energy of the backbone's map over {len(shots)} images, bright where it is high: {marks}."
+    return finish(panels[0], folder, "maps", alt)
+
+
+def stripes(band: Sequence[float]) -> int:
+    """The number of bands of this height in an image."""
+    return round(1 / (band[1] - band[0]))
+
+
+def mark_peak(axes, energy: np.ndarray, band: Sequence[float], i: int) -> None:
+    """Marks the maximum of the energy (h, w) in the band with marker i, and draws the band's lower edge."""
+    top, bottom = (round(edge * len(energy)) for edge in band)
+    y, x = np.unravel_index(energy[top:bottom].argmax(), energy[top:bottom].shape)
+    style = {"markerfacecolor": "none", "markeredgewidth": 1.2, "markersize": 9 - 2 * i}
+    colour = ("white", SKY, ORANGE)[i % 3]
+    axes.plot(x + 0.5, y + top + 0.5, MARKERS[i], markeredgecolor=colour, **style)
+    axes.axhline(band[1] * len(energy), color="white", linewidth=0.3)

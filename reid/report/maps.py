@@ -1,4 +1,4 @@
-"""Where the backbone looks: the energy of its map over chosen images."""
+"""Where the backbone looks: the energy of its feature map over chosen images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,22 +12,24 @@ from reid.errors import InputError, MissingInput
 from reid.models.weights import read_weights
 
 
-def activation_maps(
+def energy_maps(
     weights: Path, names: Sequence[str], paths: dict[str, str]
 ) -> tuple[list[tuple[str, np.ndarray, np.ndarray]], np.ndarray]:
-    """[(name, pixels (H, W, 3) uint8, energy (h, w): the length of the map's vector at each place)], and the model's
-    bands (S, 2). `names` are file names in `paths` or paths. Raises MissingInput for an image that is not there,
-    InputError for a model without one backbone map."""
+    """The energy of the feature map, its vector's length at each place, over the named images.
+
+    names: keys of `paths` (name -> file) or files. Returns [(name, image (H, W, 3) uint8, energy (h, w))] and the
+    model's bands (S, 2). Raises MissingInput for a missing image, InputError for a model without a backbone map.
+    """
     files = {name: paths.get(name, name) for name in names}
     for name, path in files.items():
         if not Path(path).is_file():
-            raise MissingInput(f"--maps {name}: neither a query or gallery image nor a file")
+            raise MissingInput(f"--maps {name} is neither a query or gallery image nor a file")
     model, config = read_weights(weights)
     if not hasattr(model, "base") or not hasattr(model, "bands"):
-        raise InputError(f"--maps: the model of {weights} has no single backbone map to show; leave --maps out")
-    pixels = np.stack([decode(path, config.h, config.w) for path in files.values()])
+        raise InputError(f"the model of {weights} has no single backbone map; leave --maps out")
+    images = np.stack([decode(path, config.h, config.w) for path in files.values()])
     with torch.inference_mode():
-        maps = model.base(normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2)))
-        last = maps[-1] if isinstance(maps, list) else maps  # of several branches the one with the finest stripes
-        energy = last.norm(dim=1).numpy()
-    return list(zip(files, pixels, energy)), np.array(model.bands)
+        found = model.base(normalise(torch.from_numpy(images).permute(0, 3, 1, 2)))
+        finest = found[-1] if isinstance(found, list) else found  # the last branch has the most stripes
+        energy = finest.norm(dim=1).numpy()
+    return list(zip(files, images, energy)), np.array(model.bands)

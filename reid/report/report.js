@@ -1,7 +1,10 @@
 "use strict";
-// The page's state is its address: #sort=ap&camera=2&id=64&first=wrong&page=3. Links and the back button work.
+// The address holds the state of the page: #sort=ap&camera=2&id=64&first=wrong&page=3.
+// So links and the back button work.
+const DEFAULTS = { sort: "ap", camera: "", id: "", first: "", page: "1" };
 const PER_PAGE = 12;
-const SIGNS = [["right", "✓"], ["wrong", "✗"], ["junk", "○"]];
+const KINDS = [["right", "✓"], ["wrong", "✗"], ["junk", "○"]];
+const JUNK = 2;
 const data = JSON.parse(document.getElementById("data").textContent);
 const thumbs = document.getElementById("thumbs").textContent;
 const entries = {};
@@ -11,10 +14,12 @@ for (const [name, { type, text }] of Object.entries(data.entries)) {
 const starts = [0];
 for (const length of data.lengths) starts.push(starts.at(-1) + length);
 const form = document.querySelector(".controls");
-const columns = data.slots ? data.slots.at(-1).column + 1 : 0;
-const listed = data.answer_ends.at(-1) ?? 0;
+const state = { ...DEFAULTS };
 
-/** An element with attributes and children; text never becomes HTML. */
+const byId = (id) => document.getElementById(id);
+const percent = (value, digits) => (100 * value).toFixed(digits);
+
+/** An element with attributes and children. Strings become text, never HTML. */
 function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
@@ -27,18 +32,20 @@ function person(image) {
   return `person ${data.pids[image]}` + (camera === null ? "" : `, camera ${camera}`);
 }
 
-function picture(image, said = person(image)) {
+function picture(image, alt = person(image)) {
   const i = data.thumbs[image];
   if (i < 0 || !data.lengths[i]) {
-    return make("span", { class: "blank", role: "img", "aria-label": `${said}, no image` }, String(data.pids[image]));
+    const attributes = { class: "blank", role: "img", "aria-label": `${alt}, no image` };
+    return make("span", attributes, String(data.pids[image]));
   }
   const src = "data:image/webp;base64," + thumbs.slice(starts[i], starts[i + 1]);
-  return make("img", { src, alt: said, title: data.names[image], decoding: "async" });
+  return make("img", { src, alt, title: data.names[image], decoding: "async" });
 }
 
-/** [{distance, share, ratio}] of an entry's slots; ratio 1 is halfway between right and wrong answers. */
+/** [{distance, share, ratio}] of an entry's slots. The ratio is 1 at the slot's reference value. */
 function explain(entry) {
-  const parts = entries.parts.subarray(entry * data.slots.length, (entry + 1) * data.slots.length);
+  const count = data.slots.length;
+  const parts = entries.parts.subarray(entry * count, (entry + 1) * count);
   const sum = parts.reduce((a, b) => a + b, 0) || 1;
   return [...parts].map((part, s) => {
     const distance = (entries.squared[entry] * part) / sum;
@@ -46,32 +53,35 @@ function explain(entry) {
   });
 }
 
-/** Blue below 1, light at 1, vermilion above; full from a third and from five thirds on. */
+/** Blue below 1, light at 1, vermilion above. The full colours are at 1/3 and 5/3. */
 function colour(ratio) {
-  const [end, t] = [ratio < 1 ? [0, 114, 178] : [213, 94, 0], Math.min(1.5 * Math.abs(ratio - 1), 1)];
-  return `rgb(${end.map((v, i) => Math.round([240, 240, 236][i] * (1 - t) + v * t)).join()})`;
+  const light = [240, 240, 236], full = ratio < 1 ? [0, 114, 178] : [213, 94, 0];
+  const t = Math.min(1.5 * Math.abs(ratio - 1), 1);
+  return `rgb(${full.map((v, i) => Math.round(light[i] * (1 - t) + v * t)).join()})`;
 }
 
 function bands(entry, numbers) {
   const box = make("span", { class: "bands", "aria-hidden": "true" });
-  for (let c = 0; c < columns; c++) box.append(make("span"));
   explain(entry).forEach(({ ratio, share }, s) => {
     const { top, bottom, column } = data.slots[s];
-    const style = `top:${100 * top}%;height:${100 * (bottom - top)}%;background-color:${colour(ratio)}`;
-    const text = numbers ? [make("span", {}, `${(100 * share).toFixed(0)}%`)] : [];
-    box.children[column].append(make("i", { style, class: ratio > 1 ? "far" : "near" }, ...text));
+    if (column === box.children.length) box.append(make("span"));
+    const place = `top:${100 * top}%;height:${100 * (bottom - top)}%`;
+    const style = `${place};background-color:${colour(ratio)}`;
+    const text = numbers ? [make("span", {}, `${percent(share, 0)}%`)] : [];
+    box.lastChild.append(make("i", { style, class: ratio > 1 ? "far" : "near" }, ...text));
   });
   return box;
 }
 
-/** A listed answer, or a true match: a button that opens what explains it. */
-function card(query, entry, place) {
-  const image = entries.image[entry], [kind, sign] = SIGNS[entries.kind[entry]];
-  const distance = entries.distance[entry].toFixed(3), camera = data.camids[image];
+/** An answer or a true match: a button that shows its distance by band. */
+function card(query, entry, rank) {
+  const image = entries.image[entry], camera = data.camids[image];
+  const [kind, sign] = KINDS[entries.kind[entry]];
   const shot = make("span", { class: "shot" }, picture(image, `${kind}: ${person(image)}`));
   if (data.slots) shot.append(bands(entry, false));
-  const rank = make("b", { class: kind }, place ? `${sign} ${place}` : sign);
-  const below = make("span", {}, rank, ` ${distance}`, camera === null ? "" : ` c${camera}`);
+  const distance = ` ${entries.distance[entry].toFixed(3)}`;
+  const place = make("b", { class: kind }, rank ? `${sign} ${rank}` : sign);
+  const below = make("span", {}, place, distance, camera === null ? "" : ` c${camera}`);
   const button = make("button", { type: "button", class: `card ${kind}` }, shot, below);
   if (data.slots) {
     button.setAttribute("aria-expanded", "false");
@@ -81,54 +91,74 @@ function card(query, entry, place) {
 }
 
 function toggle(button, query, entry) {
-  const row = button.closest(".query"), open = button.getAttribute("aria-expanded") === "true";
+  const row = button.closest(".query");
+  const open = button.getAttribute("aria-expanded") === "true";
   row.querySelector(".why")?.remove();
-  row.querySelectorAll("[aria-expanded=true]").forEach((b) => b.setAttribute("aria-expanded", "false"));
+  for (const other of row.querySelectorAll("[aria-expanded=true]")) {
+    other.setAttribute("aria-expanded", "false");
+  }
   if (open) return;
   button.setAttribute("aria-expanded", "true");
-  const image = entries.image[entry];
-  const body = make("tbody");
-  explain(entry).forEach(({ distance, share, ratio }, s) => {
-    const cells = [distance.toFixed(4), `${(100 * share).toFixed(1)} %`, `${ratio > 1 ? "▲" : "▽"} ${ratio.toFixed(2)}`];
-    body.append(make("tr", {}, make("th", { scope: "row" }, data.slots[s].name), ...cells.map((c) => make("td", {}, c))));
+  const shot = make("div", { class: "shot" });
+  shot.append(picture(query), bands(entry, true), picture(entries.image[entry]));
+  const why = make("div", { class: "why", role: "region", "aria-label": "distance by band" });
+  why.append(shot, bandTable(entry));
+  row.append(why);
+}
+
+function bandTable(entry) {
+  const total = entries.squared[entry].toFixed(4);
+  const caption = `${person(entries.image[entry])}: squared distance ${total}, the sum of its bands`;
+  const titles = ["band", "distance", "share", "/ reference"];
+  const head = titles.map((title) => make("th", { scope: "col" }, title));
+  const body = explain(entry).map(({ distance, share, ratio }, s) => {
+    const relative = `${ratio > 1 ? "▲" : "▽"} ${ratio.toFixed(2)}`;
+    const cells = [distance.toFixed(4), `${percent(share, 1)} %`, relative];
+    const name = make("th", { scope: "row" }, data.slots[s].name);
+    return make("tr", {}, name, ...cells.map((cell) => make("td", {}, cell)));
   });
-  const head = ["band", "distance", "share", "of halfway"].map((t) => make("th", { scope: "col" }, t));
-  const total = `${person(image)}: squared distance ${entries.squared[entry].toFixed(4)}, the sum of its bands`;
-  const table = make("table", {}, make("caption", {}, total), make("thead", {}, make("tr", {}, ...head)), body);
-  const shot = make("div", { class: "shot" }, picture(query), bands(entry, true), picture(image));
-  row.append(make("div", { class: "why", role: "region", "aria-label": "why this answer" }, shot, table));
+  const parts = [make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...body)];
+  return make("table", {}, make("caption", {}, caption), ...parts);
+}
+
+/** The numbers ends[i - 1] to ends[i]. */
+function range(ends, i) {
+  const start = i ? ends[i - 1] : 0;
+  return [...Array(ends[i] - start).keys()].map((n) => start + n);
 }
 
 function row(query) {
-  const first = data.first[query], ap = data.ap[query];
-  const found = first === null ? "no match in the gallery" : `AP ${(100 * ap).toFixed(1)} %, first match at rank ${first}`;
-  const title = make("h3", {}, `${person(query)} — ${found} `, make("small", {}, data.names[query]));
-  const answers = make("ol", { class: "strip answers" }), matches = make("ol", { class: "strip small matches" });
+  const first = data.first[query];
+  const score = `AP ${percent(data.ap[query], 1)} %, first match at rank ${first}`;
+  const found = first === null ? "no match in the gallery" : score;
+  const name = make("small", {}, data.names[query]);
+  const title = make("h3", {}, `${person(query)} — ${found} `, name);
   let place = 0;
-  for (let e = query ? data.answer_ends[query - 1] : 0; e < data.answer_ends[query]; e++) {
-    answers.append(card(query, e, entries.kind[e] === 2 ? "" : ++place));
+  const answers = range(data.answer_ends, query).map((entry) =>
+    card(query, entry, entries.kind[entry] === JUNK ? "" : ++place));
+  const listed = data.answer_ends.at(-1);
+  const matches = range(data.match_ends, query).map((m) => card(query, listed + m, entries.rank[m]));
+  const lists = make("div", {}, make("ol", { class: "strip answers" }, ...answers));
+  if (matches.length) {
+    lists.append(make("h4", {}, `true matches (${matches.length}) and their ranks`));
+    lists.append(make("ol", { class: "strip small matches" }, ...matches));
   }
-  for (let m = query ? data.match_ends[query - 1] : 0; m < data.match_ends[query]; m++) {
-    matches.append(card(query, listed + m, entries.rank[m]));
-  }
-  const count = matches.children.length;
-  const heading = make("h4", {}, `true matches (${count}) and the rank each got`);
-  const lists = make("div", {}, answers, ...(count ? [heading, matches] : []));
-  const asked = make("div", { class: "shot" }, picture(query, `query: ${person(query)}`));
-  return make("article", { class: "query", "data-query": query }, title, asked, lists);
+  const shot = make("div", { class: "shot" }, picture(query, `query: ${person(query)}`));
+  return make("article", { class: "query", "data-query": query }, title, shot, lists);
 }
 
-const state = { sort: "ap", camera: "", id: "", first: "", page: "1" };
-
+/** The chosen queries in the chosen order. */
 function chosen() {
   const wanted = (q) =>
     (!state.camera || String(data.camids[q]) === state.camera) &&
     (!state.id || String(data.pids[q]) === state.id) &&
-    (!state.first || (data.first[q] !== null && (data.first[q] === 1) === (state.first === "right")));
+    (!state.first || data.first[q] !== null) &&
+    (!state.first || (data.first[q] === 1) === (state.first === "right"));
   const queries = [...Array(data.queries).keys()].filter(wanted);
+  if (state.sort === "file") return queries;
   const sign = state.sort === "-ap" ? -1 : 1;
-  const key = (q) => data.ap[q] ?? (sign > 0 ? 2 : -2); // without a match: last
-  return state.sort === "file" ? queries : queries.sort((a, b) => sign * (key(a) - key(b)) || a - b);
+  const key = (q) => sign * (data.ap[q] ?? 2 * sign); // queries without a match come last
+  return queries.sort((a, b) => key(a) - key(b) || a - b);
 }
 
 function render() {
@@ -136,21 +166,22 @@ function render() {
   const page = Math.min(Math.max(1, parseInt(state.page) || 1), pages);
   for (const name of ["sort", "camera", "id", "first"]) form.elements[name].value = state[name];
   const start = (page - 1) * PER_PAGE, shown = queries.slice(start, start + PER_PAGE);
-  const range = shown.length ? `${start + 1} to ${start + shown.length} of ` : "";
+  const places = shown.length ? `${start + 1} to ${start + shown.length} of ` : "";
   const sample = data.step > 1 ? ` (every ${data.step}th query)` : "";
-  document.getElementById("count").textContent = `Queries ${range}${queries.length.toLocaleString("en")}${sample}`;
-  document.getElementById("rows").replaceChildren(...shown.map(row));
+  byId("count").textContent = `Queries ${places}${queries.length.toLocaleString("en")}${sample}`;
+  byId("rows").replaceChildren(...shown.map(row));
   const turn = (text, to) => {
     const button = make("button", { type: "button" }, text);
     button.disabled = to < 1 || to > pages;
     button.addEventListener("click", () => {
       go({ page: String(to) });
-      document.getElementById("count").scrollIntoView();
+      byId("count").scrollIntoView();
     });
     return button;
   };
-  const turns = [turn("← Previous", page - 1), make("span", {}, `page ${page} of ${pages}`), turn("Next →", page + 1)];
-  document.querySelector(".pages").replaceChildren(...turns);
+  const middle = make("span", {}, `page ${page} of ${pages}`);
+  const nav = document.querySelector(".pages");
+  nav.replaceChildren(turn("← Previous", page - 1), middle, turn("Next →", page + 1));
 }
 
 function go(change) {
@@ -159,48 +190,59 @@ function go(change) {
   render();
 }
 
-/** Takes over the address; an address of a section ("#summary") leaves the lists alone. */
+/** Takes the state from the address. The address of a section ("#summary") changes nothing. */
 function follow() {
   if (location.hash && !location.hash.includes("=")) return;
   const asked = new URLSearchParams(location.hash.slice(1));
-  for (const name of Object.keys(state)) state[name] = asked.get(name) ?? { sort: "ap", page: "1" }[name] ?? "";
+  for (const name of Object.keys(state)) state[name] = asked.get(name) ?? DEFAULTS[name];
   render();
 }
 
-/** People by the mean AP of their queries: the worst and the best, each a link to their rank lists. */
+/** People by the mean AP of their queries: links from the worst and the best to their rank lists. */
 function people() {
-  const sums = new Map();
+  const found = new Map();
   for (let q = 0; q < data.queries; q++) {
     if (data.ap[q] === null) continue;
-    const [total, count, one] = sums.get(data.pids[q]) ?? [0, 0, q];
-    sums.set(data.pids[q], [total + data.ap[q], count + 1, one]);
+    const pid = data.pids[q];
+    if (!found.has(pid)) found.set(pid, { pid, query: q, aps: [] });
+    found.get(pid).aps.push(data.ap[q]);
   }
-  const sorted = [...sums].map(([pid, [total, count, one]]) => [pid, total / count, one]).sort((a, b) => a[1] - b[1]);
+  const sorted = [...found.values()];
+  for (const one of sorted) one.mean = one.aps.reduce((a, b) => a + b) / one.aps.length;
+  sorted.sort((a, b) => a.mean - b.mean);
   const half = Math.min(8, Math.ceil(sorted.length / 2));
-  for (const [id, some] of [["worst", sorted.slice(0, half)], ["best", sorted.slice(half).slice(-half).reverse()]]) {
-    const links = some.map(([pid, mean, one]) => {
-      const link = make("a", { href: `#id=${pid}` }, picture(one), `${pid}: ${(100 * mean).toFixed(0)} %`);
-      link.addEventListener("click", (event) => {
-        event.preventDefault();
-        go({ sort: "ap", camera: "", first: "", id: String(pid) });
-        document.getElementById("lists").scrollIntoView();
-      });
-      return make("li", { class: "shot" }, link);
-    });
-    document.getElementById(id)?.replaceChildren(...links);
-  }
+  const best = sorted.slice(half).slice(-half).reverse();
+  byId("worst").replaceChildren(...sorted.slice(0, half).map(personLink));
+  byId("best").replaceChildren(...best.map(personLink));
 }
 
-const own = (values) => [...new Set(values.slice(0, data.queries))].filter((v) => v !== null).sort((a, b) => a - b);
-for (const camera of own(data.camids)) form.elements.camera.append(make("option", { value: camera }, String(camera)));
-for (const pid of own(data.pids)) document.getElementById("people").append(make("option", { value: pid }));
+function personLink({ pid, query, mean }) {
+  const link = make("a", { href: `#id=${pid}` }, picture(query), `${pid}: ${percent(mean, 0)} %`);
+  link.addEventListener("click", (event) => {
+    event.preventDefault();
+    go({ ...DEFAULTS, id: String(pid) });
+    byId("lists").scrollIntoView();
+  });
+  return make("li", { class: "shot" }, link);
+}
+
+/** The distinct values of the queries, ascending. */
+function values(labels) {
+  const found = new Set(labels.slice(0, data.queries));
+  return [...found].filter((value) => value !== null).sort((a, b) => a - b);
+}
+
+for (const value of values(data.camids)) {
+  form.elements.camera.append(make("option", { value }, String(value)));
+}
+for (const value of values(data.pids)) byId("people").append(make("option", { value }));
 form.addEventListener("change", () => go(Object.fromEntries(new FormData(form))));
 form.addEventListener("reset", (event) => {
   event.preventDefault();
-  go({ sort: "ap", camera: "", id: "", first: "" });
+  go(DEFAULTS);
 });
 form.addEventListener("submit", (event) => event.preventDefault());
-document.getElementById("rows").addEventListener("keydown", (event) => {
+byId("rows").addEventListener("keydown", (event) => {
   const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
   const cards = [...(event.target.closest(".strip")?.querySelectorAll(".card") ?? [])];
   if (step && cards.length) cards[cards.indexOf(event.target) + step]?.focus();

@@ -1,10 +1,9 @@
-"""The ablation through the real command, and its table."""
+"""The ablation through its command, and its table."""
 
 import csv
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -13,12 +12,15 @@ from dataclasses import replace
 import pytest
 from conftest import ROOT, run_here
 
-from reid.commands.ablate import Cell, find_run, parse_vary, plan, work_place
+from reid.commands.ablate import parse_vary
+from reid.commands.cells import Cell, find_run, plan, work_place
 from reid.config import Config
 from reid.errors import InputError, MissingInput
+from reid.evaluation.record import USUAL, Record, Scoring
 from reid.files import locked
 from reid.profiles import from_flags, run_name
 from reid.report.table import COLUMNS, covered, markdown, read_runs, summary
+from reid.signals import child_options, stop_child
 
 
 def ablate(*argv, **options) -> subprocess.CompletedProcess:
@@ -67,7 +69,7 @@ def test_methods_bring_their_recipes():
     assert cells[1].config.stripes == (6,) and cells[2].config.optimizer == "adam"
 
 
-def test_impossible_cells_are_told():
+def test_impossible_cells_are_listed():
     factors = [("stripes", [(6,), (5,)]), ("relation", ["nnone"])]
     cells, impossible = plan({}, factors, grid=False, seeds=1)
     assert [c.name for c in cells] == ["paper", "stripes-6"]
@@ -83,12 +85,12 @@ def ablated(small_run, tmp_path_factory):
     logs = tmp_path_factory.mktemp("ablation")
     flags = [*small_run, "--max_steps", 1, "--exp_dir", logs, "--vary", "relation=none,nine", "--seeds", 2]
 
-    def cell(argv, children, quiet):
+    def run(children, argv):
         done = run_here("reid/__main__.py", *argv)
         return done.returncode, done.stderr
 
     with pytest.MonkeyPatch.context() as m:  # other tests start real processes
-        m.setattr("reid.commands.ablate.run_command", cell)
+        m.setattr("reid.commands.children.Children.run", run)
         command = ["reid/__main__.py", "ablate", *flags]
         return logs, run_here(*command, "--csv", logs / "t.csv"), run_here(*command)
 
@@ -146,12 +148,13 @@ def test_table_of_runs(ablated, script):
 def test_covered_bands(ablated, script, tmp_path, monkeypatch):
     """One line a configuration, a column a band, over seeds; bands nobody scored stay empty."""
     rows = read_runs([ablated[0]])[0]
-    score = {"": 0.6, "_occlude-1": 0.5, "_occlude-4": 0.2, **{f"_occlude-{k}": 0.3 for k in (2, 3, 5, 6)}}
+    score = {0: 0.6, 1: 0.5, 4: 0.2, **dict.fromkeys((2, 3, 5, 6), 0.3)}
     scored = [
-        replace(row, test=f"tiny{test}", scores=(value + 0.02 * row.config.seed, 0.1, 0.1))
-        for row in rows for test, value in score.items()
-        if row.config.relation != "none" or test in ("", "_occlude-4")
-    ]  # fmt: skip
+        replace(row, record=replace(row.record, covered=band), scores=(value + 0.02 * row.config.seed, 0.1, 0.1))
+        for row in rows
+        for band, value in score.items()
+        if row.config.relation != "none" or band in (0, 4)
+    ]
     full, none = covered(scored)
     line = full if full["1"] else none
     assert line["changed"] == "paper"
@@ -162,23 +165,30 @@ def test_covered_bands(ablated, script, tmp_path, monkeypatch):
     assert not covered(rows)
     done = script("reid/__main__.py", "table", ablated[0], "--figure", tmp_path / "x.png")
     assert done.returncode == 2 and "--occlude" in done.stderr
-    monkeypatch.setattr("reid.report.table.read_runs", lambda paths: (scored, []))
+    monkeypatch.setattr("reid.commands.table.read_runs", lambda paths: (scored, []))
     done = script("reid/__main__.py", "table", ablated[0], "--figure", tmp_path / "x.png")
     assert done.returncode == 0 and (tmp_path / "x.png").stat().st_size > 10_000
     assert "occlude" not in done.stdout.split("mAP with one sixth")[0]
 
 
 def test_a_run_counts_once(ablated, script, tmp_path):
-    """Named twice, or copied, it is no second seed; a damaged one is told and does not end the others."""
+    """Named twice, or copied, it is not a second seed; a damaged run is reported, the others are read."""
     logs = ablated[0]
     twin, damaged = tmp_path / "logs" / "twin", tmp_path / "logs" / "damaged"
     run = sorted(p.parent for p in logs.glob("tiny/*/weights.pth"))[0]
     shutil.copytree(run, twin)
     shutil.copytree(run, damaged)
-    (damaged / "eval-tiny" / "result.json").write_text('{"map": "a", "cmc": [1], "minp": null}')
+    path = damaged / "eval-tiny" / "result.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"map": "a"}))
+    older = damaged / "eval-older" / "result.json"
+    older.parent.mkdir()
+    older.write_text('{"map": 0.5, "cmc": [1], "minp": 0.5, "weights": "w", "dataset": "d"}')
     rows, left_out = read_runs([logs, run, twin, damaged])
-    assert len(rows) == 4 and len(left_out) == 2
-    assert "same configuration and seed" in left_out[0] and "ValueError" in left_out[1]
+    assert len(rows) == 4 and len(left_out) == 3
+    assert "same configuration and seed" in left_out[0]
+    assert left_out[1] == f"{older} was made by an older version, which kept no record; evaluate again"
+    assert "ValueError" in left_out[2]
     for name in ("x.txt", "folder.csv", "file/x.csv"):
         (tmp_path / "folder.csv").mkdir(exist_ok=True)
         (tmp_path / "file").write_text("")
@@ -187,16 +197,32 @@ def test_a_run_counts_once(ablated, script, tmp_path):
     assert script("reid/__main__.py", "table", logs).returncode == 0
 
 
-def test_width_of_a_dataset_with_underscores(ablated, tmp_path):
+def test_a_test_is_what_its_record_says(ablated, tmp_path):
+    """Folders may have any name; a label names what differs from the training's settings and between rows."""
     run = tmp_path / "run"
     shutil.copytree(sorted(p.parent for p in ablated[0].glob("tiny/*/weights.pth"))[0], run)
-    (run / "eval-tiny").rename(run / "eval-my_tiny_set")
-    (run / "eval-my_tiny_set_rerank").mkdir()
-    shutil.copy(run / "eval-my_tiny_set" / "result.json", run / "eval-my_tiny_set_rerank")
-    assert [row.width for row in read_runs([run])[0]] == [768, 768]
+    source = run / "eval-tiny" / "result.json"
+    content = json.loads(source.read_text())
+
+    def write(name, scoring=USUAL, **changes):
+        record = replace(Record.from_json(content["record"], source), scoring=scoring, **changes)
+        path = run / name / "result.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(content | {"record": record.to_json()}))
+
+    write("eval-tiny_rerank", split=3)
+    write("eval-x_y", dataset="x_y", h=128, scoring=Scoring(rerank=True, cmc="cuhk03"))
+    rows = read_runs([run])[0]
+    assert sorted(line["test"] for line in summary(rows)) == ["tiny", "tiny split-3", "x_y 128x32 cmc-cuhk03 rerank"]
+    assert {row.width for row in rows} == {768}
+    write("eval-1", content="other images")
+    write("eval-2", dataset="x", precision="bf16")
+    tests = sorted(line["test"] for line in summary(read_runs([run])[0]))
+    assert tests[0].startswith("tiny precision-fp32 ") and tests[1].startswith("tiny precision-fp32 ")
+    assert tests[0] != tests[1] and "x precision-bf16" in tests
 
 
-def test_a_cell_at_work_elsewhere_is_left_alone(ablated, small_run):
+def test_a_cell_that_another_process_runs_is_left_alone(ablated, small_run):
     flags = [*small_run, "--max_steps", 1, "--exp_dir", ablated[0], "--vary", "relation=none", "--seeds", 2]
     run = next(p.parent for p in ablated[0].glob("tiny/*/weights.pth"))
     config = Config.from_json(json.loads((run / "config.json").read_text()), "config.json")
@@ -206,12 +232,13 @@ def test_a_cell_at_work_elsewhere_is_left_alone(ablated, small_run):
     assert "Traceback" not in done.stderr
 
 
-def test_published_numbers_stand_beside(ablated):
-    """Beside the method itself on the published data; not beside a variant, nor on other data."""
+def test_published_numbers_in_the_table(ablated):
+    """In the rows of the method itself on the published data, not for variants or other data."""
     row = read_runs([ablated[0]])[0][0]
 
     def published(config, test):
-        return summary([replace(row, config=config, test=test)])[0]
+        record = replace(row.record, dataset=test, h=config.h, w=config.w)
+        return summary([replace(row, config=config, record=record)])[0]
 
     assert published(Config(), "market1501")["published mAP/Rank-1"].startswith("88.9/95.2")
     assert "AAAI 2020" in published(Config(), "market1501")["published setting"]
@@ -219,23 +246,36 @@ def test_published_numbers_stand_beside(ablated):
     assert published(Config(), "tiny")["published mAP/Rank-1"] == ""
 
 
-def test_a_broken_cell_does_not_end_the_others(small_run, tmp_path):
+def test_an_installed_package_needs_no_clone(small_run, tmp_path):
+    """The cells are found and run from a folder without the project's files."""
+    flags = [*small_run, "--max_steps", "1", "--exp_dir", "logs", "--vary", "relation=one_vs_rest"]
+    command = [sys.executable, "-m", "reid", "ablate", *flags]
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("| rrid |") == 1
+    assert (tmp_path / "logs/tiny/paper/eval-tiny/result.json").is_file()
+
+
+def test_a_failed_cell_does_not_stop_the_others(small_run, tmp_path):
     flags = [*small_run, "--max_steps", 2, "--exp_dir", tmp_path, "--vary", "lr=1e30", "--jobs", 2]
     done = ablate(*flags)
     assert done.returncode == 1
-    assert "lr-1e+30: exit code 1: " in done.stdout and "not finite" in done.stdout
+    assert "failed      lr-1e+30: exit code 1: " in done.stdout and "not finite" in done.stdout
     assert "Traceback" not in done.stderr
     assert done.stdout.count("| rrid |") == 1 and "unfinished" in done.stdout
 
 
-def test_stopped_cells_go_on(small_run, tmp_path):
+def test_stopped_cells_are_continued(small_run, tmp_path):
     flags = [*small_run, "--max_steps", 30, "--exp_dir", tmp_path, "--vary", "relation=one_vs_rest"]
     command = [sys.executable, "-m", "reid", "ablate", *map(str, flags)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **child_options()
+    ) as child:
         deadline = time.monotonic() + 60
         while not list(tmp_path.glob("tiny/*/metrics.jsonl")) and time.monotonic() < deadline:
             time.sleep(0.05)
-        os.kill(child.pid, signal.SIGTERM)
+        stop_child(child)
         _, err = child.communicate(timeout=60)
     assert child.returncode == 130 and "the same command continues" in err
     (folder,) = tmp_path.glob("tiny/*")

@@ -1,4 +1,4 @@
-"""python -m reid check: one defect of each kind is found, and nothing where there is none."""
+"""python -m reid check: finds one defect of each kind, and none in a good dataset."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from test_records import save, write_tiny
 
 from reid.__main__ import main
 from reid.data.check import check_lists
-from reid.data.records import read_dataset
+from reid.data.read import read_dataset
 
 FORM = "{:08d}_{:04d}_{:08d}.jpg"
 
@@ -60,7 +60,7 @@ def test_a_good_dataset_has_no_findings_and_its_tables(tmp_path, capsys):
     assert stats["protocol"] == "official lists (test.json)"
 
 
-def test_usable_oddities_are_no_findings(tmp_path, capsys):
+def test_unusual_but_usable_images_are_not_findings(tmp_path, capsys):
     """Grey, CMYK and a PNG named .jpg decode to RGB like any other."""
     write_good(tmp_path / "tiny")
     for camera, content in enumerate((picture(1, mode="L"), picture(2, mode="CMYK"))):
@@ -71,7 +71,7 @@ def test_usable_oddities_are_no_findings(tmp_path, capsys):
 
 DAMAGED = {
     "empty": (b"", "is empty"),
-    "page": (b"<html>quota exceeded</html>", "is no image; it begins with b'<html>quota exce'"),
+    "page": (b"<html>quota exceeded</html>", "is not an image; it begins with b'<html>quota exce'"),
     "truncated": (picture(5)[: len(picture(5)) // 5], "is damaged"),
     "cut": (picture(5)[:-400], "is damaged"),
     "huge header": (huge_png(), "is damaged: Image size (3600000000 pixels) exceeds limit"),
@@ -93,7 +93,7 @@ def test_images_that_cannot_be_decoded(tmp_path, capsys, case):
 
 
 def defects(folder: Path) -> dict[str, str]:
-    """One defect of each kind in one dataset; {rule: what its message must hold}."""
+    """One defect of each kind in one dataset; {rule: a part of its message}."""
     files = write_good(folder)
     people, images = files["meta"]["identities"], folder / "images"
 
@@ -105,7 +105,7 @@ def defects(folder: Path) -> dict[str, str]:
     people[1][1].append("gone.jpg")
     add(0, 0, "empty.jpg", b"")
     add(0, 0, "dot.jpg", picture(900, (1, 1)))
-    add(0, 0, FORM.format(0, 1, 7), picture(901))  # its name says camera 1
+    add(0, 0, FORM.format(0, 1, 7), picture(901))  # its name contains camera 1
     people.append([[add_single := FORM.format(5, 0, 0)], []])
     (images / add_single).write_bytes(picture(902))
     files["splits"][0]["trainval"].append(5)
@@ -119,12 +119,17 @@ def defects(folder: Path) -> dict[str, str]:
     (images / "Thumbs.db").write_bytes(b"rubbish")
     save(folder, files)
     return {
-        "contract": "gone.jpg is listed but is not there", "unreadable": "empty.jpg is empty",
-        "small": "dot.jpg has 1 x 1 pixels", "name": f"{FORM.format(0, 1, 7)} is listed as pid 0, camera 0",
-        "single": f"{add_single} is the only training image of pid 5", "duplicate": "copy_of_1.jpg",
-        "leak": "has the content of", "match": f"{add_alone}: query of pid 6 has no match from another camera than 0",
-        "twice": "is listed 2 times in gallery", "unlisted": "Thumbs.db is no image",
-    }  # fmt: skip
+        "contract": "gone.jpg is listed but does not exist",
+        "unreadable": "empty.jpg is empty",
+        "small": "dot.jpg has 1 x 1 pixels",
+        "name": f"{FORM.format(0, 1, 7)} is listed as pid 0, camera 0",
+        "single": f"{add_single} is the only training image of pid 5",
+        "duplicate": "copy_of_1.jpg",
+        "leak": "has the content of",
+        "match": f"{add_alone}: query of pid 6 has no match from another camera than 0",
+        "twice": "is listed 2 times in gallery",
+        "unlisted": "Thumbs.db is not an image",
+    }
 
 
 def test_one_defect_of_each_kind_is_found_once(tmp_path, capsys):
@@ -149,7 +154,7 @@ def test_errors_of_the_lists_alone(tmp_path):
     save(tmp_path / "tiny", files)
     found = {f.rule: f for f in check_lists(read_dataset(tmp_path / "tiny"))}
     assert sorted(found) == ["cameras", "identities", "match"] and {f.level for f in found.values()} == {"error"}
-    assert "all query and gallery images are of camera 0" in found["cameras"].message
+    assert "all query and gallery images are from camera 0" in found["cameras"].message
     assert "trainval has 1 identities; training needs at least 2" in found["identities"].message
 
 
@@ -157,7 +162,7 @@ def test_counts_and_protocol_of_a_known_dataset(tmp_path, capsys):
     write_tiny(tmp_path / "market1501", content=lambda name: picture(zlib.crc32(name.encode())), with_test=False)
     code, found = checked(tmp_path / "market1501", capsys)
     assert code == 1 and [f["rule"] for f in found] == ["counts"] * 3
-    assert "query has 1 identities and 4 images, published are 750 and 3,368" in found[1]["message"]
+    assert "query has 1 identities and 4 images; published: 750 identities and 3,368 images" in found[1]["message"]
     assert "every image of the query and gallery identities" in found[1]["message"]
     assert "Prepare it from the original archive" in found[1]["message"]
 
@@ -176,10 +181,14 @@ def test_many_findings_are_shortened_on_the_screen_only(tmp_path, capsys):
     for i in range(30):
         (tmp_path / f"tiny/images/left_{i}.jpg").write_bytes(picture(i))
     assert main(["check", "tiny", "--dataset_path", str(tmp_path)]) == 1
-    assert "warning: unlisted (30)" in (out := capsys.readouterr().out) and "... and 10 more (--json lists all)" in out
+    out = capsys.readouterr().out
+    assert "warning: unlisted (30)" in out and "... and 10 more" in out
+    assert "30 findings in" in out and "; --json lists all" in out
     assert len(checked(tmp_path / "tiny", capsys)[1]) == 30
 
 
-def test_a_dataset_that_is_not_there(tmp_path, capsys):
+def test_a_missing_dataset(tmp_path, capsys):
     assert main(["check", "tiny", "--dataset_path", str(tmp_path)]) == 2
-    assert "is no prepared dataset (no meta.json): python -m reid prepare tiny" in capsys.readouterr().err
+    assert (
+        "is not a prepared dataset (it has no meta.json); run: python -m reid prepare tiny" in capsys.readouterr().err
+    )

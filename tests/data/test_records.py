@@ -1,11 +1,13 @@
-"""The JSON contract: what is read, and the message of every rule."""
+"""The JSON contract: what is read, and the message of each rule."""
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from reid.data.records import ALL_IMAGES, Dataset, Image, combine, read_dataset
+from reid.data.read import ALL_IMAGES, read_dataset
+from reid.data.records import Dataset, Image, combine
 from reid.errors import InputError, MissingInput
 
 FORMS = {"ours": "{:08d}_{:04d}_{:08d}.jpg", "open-reid": "{:08d}_{:02d}_{:04d}.jpg"}
@@ -17,14 +19,13 @@ def write_tiny(folder: Path, form: str = "ours", content=None, with_test: bool =
     Returns {"meta", "splits", "test"}; content(name) -> bytes of an image file.
     """
     names = [[[FORMS[form].format(p, c, i) for i in range(2)] for c in range(2)] for p in range(5)]
+    query, gallery = [[names[3][0][0], 3, 0]], [[n, p, c] for p in (3, 4) for c in (0, 1) for n in names[p][c]]
+    gallery.remove(query[0])
     files = {
         "meta": {"name": "tiny", "shot": "multiple", "num_cameras": 2, "identities": names},
         "splits": [{"trainval": [0, 1, 2], "query": [3], "gallery": [3, 4]}],
-        "test": [{
-            "query": [[names[3][0][0], 3, 0]],
-            "gallery": [[n, p, c] for p in (3, 4) for c in (0, 1) for n in names[p][c] if n != names[3][0][0]],
-        }],
-    }  # fmt: skip
+        "test": [{"query": query, "gallery": gallery}],
+    }
     (folder / "images").mkdir(parents=True)
     for name in (n for cameras in names for some in cameras for n in some):
         (folder / "images" / name).write_bytes(content(name) if content else name.encode())
@@ -36,7 +37,7 @@ def write_tiny(folder: Path, form: str = "ours", content=None, with_test: bool =
 
 def save(folder: Path, files: dict) -> None:
     for name, value in files.items():
-        (folder / f"{name}.json").write_text(json.dumps(value))
+        (folder / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -62,7 +63,7 @@ def test_open_reid_lists_in_meta_json_are_official(tmp_path):
     assert "query_fnames" in dataset.protocol
 
 
-def test_without_official_lists_all_images_are_used_and_said(tmp_path):
+def test_without_official_lists_the_protocol_says_that_all_images_are_used(tmp_path):
     write_tiny(tmp_path / "d", with_test=False)
     dataset = read_dataset(tmp_path / "d")
     assert (len(dataset.query), len(dataset.gallery), dataset.protocol) == (4, 8, ALL_IMAGES)
@@ -85,11 +86,11 @@ def test_every_split_of_several_is_read(tmp_path):
     files["splits"].append({"trainval": [3, 4], "query": [0], "gallery": [0, 1]})
     save(tmp_path / "d", files)
     assert {i.pid for i in read_dataset(tmp_path / "d", 1).trainval} == {3, 4}
-    with pytest.raises(InputError, match="2 entries, so --split 2 is not there; use --split 0 to 1"):
+    with pytest.raises(InputError, match="2 entries and no --split 2; use --split 0 to 1"):
         read_dataset(tmp_path / "d", 2)
 
 
-def test_fingerprint_follows_content_and_not_the_place(tmp_path):
+def test_fingerprint_depends_on_content_and_not_on_the_folder(tmp_path):
     prints = []
     for place in ("a", "b"):
         write_tiny(tmp_path / place)
@@ -105,11 +106,11 @@ def test_hold_out_takes_the_last_sorted_identities(tmp_path):
     dataset = read_dataset(tmp_path / "d")
     train, val = dataset.hold_out(1)
     assert ({i.pid for i in train}, {i.pid for i in val}) == ({0, 1}, {2}) and len(train) + len(val) == 12
-    with pytest.raises(InputError, match=r"--num_val 3: d has 3 training identities; give 1 to 2"):
+    with pytest.raises(InputError, match=r"--num_val 3: d has 3 training identities; use 1 to 2, or"):
         dataset.hold_out(3)
 
 
-def test_combine_keeps_identities_and_cameras_apart(tmp_path):
+def test_combine_keeps_identities_and_cameras_distinct(tmp_path):
     one = Dataset("a", tmp_path, [Image("x", 0, 0), Image("y", 5, 1)], [], [], 2, "p", frozenset())
     two = Dataset("b", tmp_path, [Image("z", 0, 0)], [Image("q", 7, 2)], [Image("g", 7, 0)], 3, "r", frozenset({7}))
     both = combine([one, two])
@@ -119,51 +120,50 @@ def test_combine_keeps_identities_and_cameras_apart(tmp_path):
     assert combine([one]) is one
 
 
-BROKEN = {  # what is done to the files -> the message
-    "identities no list": (lambda f: f["meta"].update(identities={}), r"meta.json: identities is an object, expected"),
-    "identities missing": (lambda f: f["meta"].pop("identities"), r"meta.json: identities is missing"),
-    "pid no list": (lambda f: f["meta"]["identities"].__setitem__(1, "x"), r"identities\[1\] is text"),
-    "camera no list": (lambda f: f["meta"]["identities"][1].__setitem__(1, 7), r"identities\[1\]\[1\] is 7, expected"),
-    "name no text": (lambda f: f["meta"]["identities"][1][1].append(7), r"identities\[1\]\[1\]: 7 is no file name"),
-    "name up": (lambda f: f["meta"]["identities"][1][1].append("../a.jpg"), r"'../a.jpg' leaves the folder images/"),
-    "name absolute": (lambda f: f["meta"]["identities"][1][1].append("/etc/passwd"), r"'/etc/passwd' leaves the"),
-    "name of Windows": (lambda f: f["meta"]["identities"][1][1].append("C:\\a.jpg"), r"leaves the folder images/"),
-    "listed twice": (
-        lambda f: f["meta"]["identities"][1][1].append(f["meta"]["identities"][0][0][0]),
-        r"is listed already as pid 0, camera 0",
-    ),
-    "cameras too few": (lambda f: f["meta"].update(num_cameras=1), r"num_cameras is 1, but identities has 2 cameras"),
-    "cameras no number": (lambda f: f["meta"].update(num_cameras="2"), r"num_cameras is '2'"),
-    "missing image": (
-        lambda f: f["meta"]["identities"][1][1].append("gone.jpg"),
-        r"images.gone.jpg is listed but is not there \(1 missing in all\)",
-    ),
-    "splits no list": (lambda f: f.update(splits={"a": 1}), r"splits.json holds an object, expected a list"),
-    "split no object": (lambda f: f.update(splits=[[1]]), r"splits.json: entry 0 is a list, expected an object"),
-    "split without trainval": (lambda f: f["splits"][0].pop("trainval"), r"entry 0, trainval is missing"),
-    "pid no number": (lambda f: f["splits"][0]["query"].append("3"), r"entry 0, query: '3' is no pid"),
-    "pid true": (lambda f: f["splits"][0]["query"].append(True), r"entry 0, query: True is no pid"),
-    "pid out of range": (
-        lambda f: f["splits"][0]["gallery"].append(9),
-        r"entry 0, gallery: pid 9 is out of range; meta.json has identities 0 to 4",
-    ),
-    "overlap": (lambda f: f["splits"][0]["trainval"].append(4), r"splits.json: entry 0: pids 4 are both in trainval"),
-    "test too short": (lambda f: f.update(test=[]), r"test.json is an empty list; expected an object"),
-    "test row": (lambda f: f["test"][0]["query"].append(["a.jpg", 3]), r"query\[1\] is \['a.jpg', 3\], expected"),
+def parts(files: dict) -> SimpleNamespace:
+    """Short names for what the cases below break."""
+    people, split, test = files["meta"]["identities"], files["splits"][0], files["test"][0]
+    return SimpleNamespace(files=files, meta=files["meta"], people=people, split=split, test=test)
+
+
+def half_official(d: SimpleNamespace) -> None:
+    del d.files["test"]
+    d.meta["query_fnames"] = []
+
+
+BROKEN = {  # the change -> the message
+    "identities is an object": (lambda d: d.meta.update(identities={}), "identities is an object, expected"),
+    "no identities": (lambda d: d.meta.pop("identities"), "meta.json: identities is missing"),
+    "person is text": (lambda d: d.people.__setitem__(1, "x"), r"identities\[1\] is text"),
+    "camera is a number": (lambda d: d.people[1].__setitem__(1, 7), r"identities\[1\]\[1\] is 7, expected"),
+    "name is a number": (lambda d: d.people[1][1].append(7), r"\[1\]\[1\]: 7 is not a file name"),
+    "name up": (lambda d: d.people[1][1].append("../a.jpg"), "'../a.jpg' is outside the folder images/"),
+    "name absolute": (lambda d: d.people[1][1].append("/etc/passwd"), "'/etc/passwd' is outside the"),
+    "name of Windows": (lambda d: d.people[1][1].append("C:\\a.jpg"), "is outside the folder images/"),
+    "twice": (lambda d: d.people[1][1].append(d.people[0][0][0]), "is already listed as pid 0, camera 0"),
+    "few cameras": (lambda d: d.meta.update(num_cameras=1), "num_cameras is 1, but identities has 2 cameras"),
+    "cameras are text": (lambda d: d.meta.update(num_cameras="2"), "num_cameras is '2'"),
+    "missing image": (lambda d: d.people[1][1].append("gone.jpg"), r"gone.jpg is listed but .* \(1 missing in all"),
+    "splits is an object": (lambda d: d.files.update(splits={"a": 1}), "holds an object, expected a list"),
+    "split is a list": (lambda d: d.files.update(splits=[[1]]), "entry 0 is a list, expected an object"),
+    "no trainval": (lambda d: d.split.pop("trainval"), "entry 0, trainval is missing"),
+    "pid is text": (lambda d: d.split["query"].append("3"), "entry 0, query: '3' is not a pid"),
+    "pid is true": (lambda d: d.split["query"].append(True), "entry 0, query: True is not a pid"),
+    "pid out of range": (lambda d: d.split["gallery"].append(9), "gallery: pid 9 .* has identities 0 to 4"),
+    "overlap": (lambda d: d.split["trainval"].append(4), "entry 0: pids in both trainval and the test lists: 4;"),
+    "empty test": (lambda d: d.files.update(test=[]), "test.json is an empty list; expected one object"),
+    "test row": (lambda d: d.test["query"].append(["a.jpg", 3]), r"query\[1\]: \['a.jpg', 3\] is not \[file, pid"),
     "test file unknown": (
-        lambda f: f["test"][0]["query"].append(["a.jpg", 3, 0]),
+        lambda d: d.test["query"].append(["a.jpg", 3, 0]),
         r"test.json: query\[1\]: 'a.jpg' is not among the identities of meta.json",
     ),
-    "test file up": (lambda f: f["test"][0]["query"].append(["../a", 3, 0]), r"query\[1\]: '../a' leaves the folder"),
-    "test pid": (lambda f: f["test"][0]["query"][0].__setitem__(1, 4), r"has pid 4, camera 0, but pid 3, camera 0"),
-    "test list": (lambda f: f["test"][0].update(gallery=3), r"test.json: gallery is 3, expected a list"),
-    "no query": (lambda f: f["test"][0].update(query=[]), r"split 0 has no query images"),
-    "half official": (
-        lambda f: (f.pop("test"), f["meta"].update(query_fnames=[])),
-        r"meta.json: gallery is missing, expected a list",
-    ),
-    "distractors": (lambda f: f["meta"].update(distractors=0), r"distractors is 0, expected a list of pids"),
-}  # fmt: skip
+    "test file up": (lambda d: d.test["query"].append(["../a", 3, 0]), r"query\[1\]: '../a' is outside the folder"),
+    "test pid": (lambda d: d.test["query"][0].__setitem__(1, 4), "has pid 4, camera 0, but pid 3, camera 0"),
+    "gallery is a number": (lambda d: d.test.update(gallery=3), "test.json: gallery is 3, expected a list"),
+    "no query": (lambda d: d.test.update(query=[]), "split 0 has no query images"),
+    "half official": (half_official, "meta.json: gallery is missing, expected a list"),
+    "distractors": (lambda d: d.meta.update(distractors=0), "distractors is 0, expected a list of pids"),
+}
 
 
 @pytest.mark.parametrize("case", BROKEN)
@@ -171,7 +171,7 @@ def test_each_rule_names_file_and_entry(tmp_path, case):
     change, message = BROKEN[case]
     files = write_tiny(tmp_path / "d")
     read_dataset(tmp_path / "d")
-    change(files)
+    change(parts(files))
     (tmp_path / "d/test.json").unlink()
     save(tmp_path / "d", files)
     with pytest.raises(InputError, match=message) as caught:
@@ -179,20 +179,20 @@ def test_each_rule_names_file_and_entry(tmp_path, case):
     assert str(tmp_path / "d") in str(caught.value)
 
 
-def test_a_report_that_returns_hears_of_every_defect(tmp_path):
+def test_a_report_that_returns_gets_every_defect(tmp_path):
     files = write_tiny(tmp_path / "d")
     for case in ("name up", "pid out of range", "missing image", "test row"):
-        BROKEN[case][0](files)
+        BROKEN[case][0](parts(files))
     save(tmp_path / "d", files)
-    heard = []
-    dataset = read_dataset(tmp_path / "d", report=heard.append)
-    assert len(heard) == 4 and len(dataset.trainval) == 12
+    reported = []
+    dataset = read_dataset(tmp_path / "d", report=reported.append)
+    assert len(reported) == 4 and len(dataset.trainval) == 12
 
 
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b'{"identities": [[["a.jp', r"meta.json: line 1, column \d+: not valid JSON .*cut short"),
+        (b'{"identities": [[["a.jp', r"meta.json: line 1, column \d+: not valid JSON .*may be cut short"),
         (b"", r"meta.json: line 1, column 1: not valid JSON"),
         (b"\xff\xfe\x00", r"meta.json cannot be read as JSON"),
         (b"[" * 100_000, r"meta.json cannot be read as JSON|not valid JSON"),
@@ -209,7 +209,7 @@ def test_broken_json(tmp_path, content, message):
 def test_missing_files_are_missing_input(tmp_path):
     write_tiny(tmp_path / "d")
     (tmp_path / "d/splits.json").unlink()
-    with pytest.raises(MissingInput, match=r"splits.json is not there; a dataset folder has"):
+    with pytest.raises(MissingInput, match=r"splits.json does not exist; a dataset folder has"):
         read_dataset(tmp_path / "d")
 
 
@@ -224,11 +224,11 @@ def test_images_may_be_links(tmp_path):
 def test_open_reid_sample_of_market(shared, tmp_path):
     """The real Open-ReID lists: 3,368 / 15,913 with them, 16,483 / 19,281 (FD-GAN) without."""
     source = shared / "data/lists/openreid_market1501"
-    meta = json.loads((source / "meta.json").read_text())
+    meta = json.loads((source / "meta.json").read_text(encoding="utf-8"))
     (tmp_path / "images").mkdir()
     for name in (n for cameras in meta["identities"] for some in cameras for n in some):
         (tmp_path / "images" / name).touch()
-    save(tmp_path, {"meta": meta, "splits": json.loads((source / "splits.json").read_text())})
+    save(tmp_path, {"meta": meta, "splits": json.loads((source / "splits.json").read_text(encoding="utf-8"))})
     official = read_dataset(tmp_path)
     assert (len(official.trainval), len(official.query), len(official.gallery)) == (12_936, 3_368, 15_913)
     assert official.distractors == {0} and sum(i.pid == 0 for i in official.gallery) == 2_798

@@ -1,4 +1,4 @@
-"""What a batch is: the default sampler and the published one."""
+"""The samplers: P x K, the published one, and random order."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def test_every_image_is_an_anchor_once():
 
 def test_anchor_batches_on_the_real_list(shared):
     """The published sampler on Market's trainval: 15.8 distinct identities and 0.34 duplicate images a batch."""
-    lines = (shared / "data/lists/triplet-reid/market1501_train.csv").read_text().split()
+    lines = (shared / "data/lists/triplet-reid/market1501_train.csv").read_text(encoding="utf-8").split()
     pids = np.array([int(line.split(",")[0]) for line in lines])
     batches = [b for epoch in range(3) for b in anchor_batches(pids, 64, 4, 0, epoch) if len(b) == 64]
     assert len(batches) == 3 * 808
@@ -68,7 +68,7 @@ def test_anchor_batches_on_the_real_list(shared):
 
 
 def test_anchor_excludes_itself():
-    """With five images the four others are exactly the rest, so the anchors are what is missing: all of them."""
+    """With five images and K = 4, each batch lacks exactly its anchor."""
     pids = [1] * 5
     missing = [
         set(range(5)) - set(row.tolist()) for row in np.concatenate(anchor_batches(pids, 4, 4, 3, 1)).reshape(-1, 4)
@@ -97,7 +97,7 @@ def test_too_few_identities():
 
 
 def test_random_batches():
-    """Every image at most once an epoch, whatever does not fill a batch left out; others in other epochs."""
+    """Each image at most once per epoch, in another order in each; incomplete batches are left out."""
     first, second = (random_batches(PIDS, 64, 4, 0, epoch) for epoch in (1, 2))
     assert [len(b) for b in first] == [64] * 202
     assert len(set(np.concatenate(first).tolist())) == 202 * 64

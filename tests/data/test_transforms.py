@@ -1,4 +1,6 @@
-"""Resize, erase, flip and normalise against one image at a time, and the eraser's statistics."""
+"""Transforms against one image at a time, and the statistics of random erasing."""
+
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -6,10 +8,24 @@ import torch
 from PIL import Image as PILImage
 from torchvision.transforms.v2 import functional as tv
 
+from reid.config import Config
 from reid.data.loader import ImageStore, decode
 from reid.data.records import Image
-from reid.data.transforms import augment, cover, draw_augmentation, normalise
+from reid.data.transforms import Augmentation, augment, cover, draw_augmentation, normalise
 from reid.errors import InputError
+
+
+def draw(seed, n, h, w, **settings):
+    settings = Augmentation(**settings)
+    return draw_augmentation(np.random.default_rng(seed), n, h, w, settings)
+
+
+def test_settings_come_from_the_configuration():
+    """The recipe of the paper by default; each flag reaches its setting."""
+    assert Augmentation.of(Config()) == Augmentation()
+    changed = {"erasing_probability": 0.3, "erasing": "published", "erasing_area": 0.4}
+    changed |= {"erasing_fill": "mean", "crop_padding": 10}
+    assert asdict(Augmentation.of(Config(**changed))) == changed
 
 
 def plain_augment(images, a):
@@ -29,15 +45,15 @@ def plain_augment(images, a):
 @pytest.mark.parametrize("erasing, padding", [("in_place", 0), ("published", 0), ("in_place", 10)])
 def test_augment_equals_one_by_one(erasing, padding):
     images = torch.randint(0, 256, (64, 3, 96, 32), dtype=torch.uint8)
-    drawn = draw_augmentation(np.random.default_rng(0), 64, 96, 32, 0.5, erasing, padding=padding)
+    drawn = draw(0, 64, 96, 32, erasing=erasing, crop_padding=padding)
     before = images.clone()
     assert torch.equal(augment(images, drawn), plain_augment(images, drawn))
     assert torch.equal(images, before)
 
 
 def test_eraser_in_place():
-    """Half of the images, 2 to 20 % of the area, anywhere, within the image."""
-    a = draw_augmentation(np.random.default_rng(1), 20_000, 384, 128, 0.5, "in_place")
+    """Half of the images; patches of 2 to 20 % of the area, at any place inside."""
+    a = draw(1, 20_000, 384, 128)
     erased = a.height > 0
     assert erased.mean() == pytest.approx(0.5, abs=0.01)
     assert a.flip.mean() == pytest.approx(0.5, abs=0.01)
@@ -50,8 +66,11 @@ def test_eraser_in_place():
 
 
 def test_published_eraser():
-    """Probability 0.75 at p = 0.5; pasted at (own width, own height): 8.8 % of the area in the mean, no head."""
-    a = draw_augmentation(np.random.default_rng(2), 20_000, 384, 128, 0.5, "published")
+    """Probability 0.75 at p = 0.5, pasted at (own width, own height).
+
+    The mean erased area is 8.8 %; heads are never erased.
+    """
+    a = draw(2, 20_000, 384, 128, erasing="published")
     erased = a.height > 0
     assert erased.mean() == pytest.approx(0.75, abs=0.01)
     assert (a.top == a.height).all() and (a.left == a.width).all()
@@ -60,7 +79,7 @@ def test_published_eraser():
 
 
 def test_no_erasing():
-    assert not draw_augmentation(np.random.default_rng(0), 1000, 64, 32, 0.0, "in_place").height.any()
+    assert not draw(0, 1000, 64, 32, erasing_probability=0.0).height.any()
 
 
 def test_normalise():
@@ -81,8 +100,10 @@ def files(tmp_path):
 
 
 def test_decode_is_pillows_bilinear(files):
-    """Up and down. An independent implementation, torchvision's, agrees to the bit upwards and to one level of 255
-    in less than 1 % of the pixels downwards."""
+    """Upwards, torchvision's independent implementation is equal to the bit.
+
+    Downwards, less than 1 % of the pixels differ, by one level of 255.
+    """
     with PILImage.open(files[0].path) as image:
         raw = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
         for h, w in ((192, 64), (48, 16)):
@@ -114,7 +135,7 @@ def test_unreadable_images_are_named(files, tmp_path, workers):
     jpeg = tmp_path / "cut.jpg"
     PILImage.new("RGB", (64, 128), (200, 30, 90)).save(jpeg)
     jpeg.write_bytes(jpeg.read_bytes()[:400])
-    (tmp_path / "page.jpg").write_text("<html>not found</html>")
+    (tmp_path / "page.jpg").write_text("<html>not found</html>", encoding="utf-8")
     (tmp_path / "empty.jpg").write_bytes(b"")
     for name in ("cut.jpg", "page.jpg", "empty.jpg", "gone.jpg"):
         store = ImageStore([*files, Image(str(tmp_path / name), 0, 0)], 32, 16, workers)
@@ -137,8 +158,11 @@ def test_other_modes_become_rgb(tmp_path, mode):
 
 
 def test_strong_baseline_images():
-    """A patch of up to 40 % in ImageNet's mean colour, which is 0 after normalisation; moved by up to 10 pixels."""
-    a = draw_augmentation(np.random.default_rng(1), 20_000, 256, 128, 0.5, largest=0.4, fill="mean", padding=10)
+    """Patches of up to 40 % in ImageNet's mean colour, which is 0 when normalised.
+
+    Images move by up to 10 pixels.
+    """
+    a = draw(1, 20_000, 256, 128, erasing_area=0.4, erasing_fill="mean", crop_padding=10)
     area = (a.height * a.width)[a.height > 0] / (256 * 128)
     assert 0.39 < area.max() <= 0.4
     assert set(a.down) == set(a.right) == set(range(-10, 11))
@@ -147,7 +171,7 @@ def test_strong_baseline_images():
 
 
 def test_covered_bands():
-    """Six bands together cover the image once; the mean colour is nothing to a network."""
+    """Six bands together cover the image once; the mean colour is 0 when normalised."""
     images = torch.randint(0, 256, (2, 3, 96, 32), dtype=torch.uint8)
     hidden = [normalise(cover(images, band)).abs() < 0.01 for band in range(1, 7)]
     assert all(h[:, :, 16 * i : 16 * i + 16].all() for i, h in enumerate(hidden))

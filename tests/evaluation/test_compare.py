@@ -1,6 +1,7 @@
 """Two results on the same queries: the paired test against all sign flips, and what it refuses."""
 
 import itertools
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from reid.__main__ import main
 from reid.bench.measure import random_features
 from reid.evaluation.compare import flip_test
 from reid.evaluation.features import Features
+from reid.evaluation.record import Record, Scoring
 from reid.evaluation.results import evaluate
 
 
@@ -27,7 +29,7 @@ def results(tmp_path_factory):
 
     for name, noise in (("plain", 0), ("alike", 0.005), ("worse", 0.2)):
         evaluate(Features(noisy(features.query, noise), noisy(features.gallery, noise), {})).save(root / name)
-    evaluate(features, ap="trapezoid").save(root / "trapezoid")
+    evaluate(features, Scoring(ap="trapezoid")).save(root / "trapezoid")
     return root
 
 
@@ -46,7 +48,8 @@ def test_chance_and_difference_are_told_apart(results, capsys):
     code, text = compare(capsys, results / "plain" / "queries.csv", results / "alike")
     assert code == 0 and "significant" not in text
     code, text = compare(capsys, results / "plain", results / "plain")
-    assert all(line.split()[-1] == "1.0000" for line in text.splitlines() if line.startswith(("mAP", "Rank-1", "mINP")))
+    rows = [line.split() for line in text.splitlines() if line.startswith(("mAP", "Rank-1", "mINP"))]
+    assert len(rows) == 3 and all(row[-1] == "1.0000" for row in rows)
 
 
 def test_flip_test_equals_all_flips():
@@ -86,10 +89,15 @@ def test_refused(results, capsys, tmp_path):
     ):
         code, text = compare(capsys, results / "plain", tmp_path / f"{name}.csv")
         assert code == 2 and message in text, name
+    record = Record(fingerprint="1", scoring=Scoring()).to_json()
+    older = {"conventions": {"ap": "step"}, "dataset": "1"}
     for name, content, message in (
-        ("other", '{"conventions": {"ap": "step"}, "dataset": "1"}', "are of two datasets"),
-        ("cut", '{"conventions": {', "is damaged"),
-        ("empty", "{}", "is damaged (KeyError"),
+        ("other", json.dumps({"record": record}), "are of two datasets"),
+        ("cut", '{"record": {', "is damaged (JSONDecodeError"),
+        ("list", "[]", "is damaged (AttributeError"),
+        ("older", json.dumps(older), "was made by an older version, which kept no record; evaluate again"),
+        ("fewer", json.dumps({"record": {"dataset": "a"}}), "evaluate again"),
+        ("type", json.dumps({"record": record | {"split": "a"}}), "its record has split 'a'"),
     ):
         for side, text in (("a", content.replace('"1"', '"2"')), ("b", content)):
             (tmp_path / name / side).mkdir(parents=True)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -17,6 +19,7 @@ from reid.data.records import Image
 from reid.data.transforms import normalise
 from reid.errors import InputError, Interrupted, MissingInput
 from reid.evaluation.features import Features, Part, read_features
+from reid.evaluation.record import Record, read_record
 from reid.inference.describe import extract, extract_file
 
 COUNT, BATCH = 50, 8
@@ -46,9 +49,12 @@ def load(start, stop=COUNT, pause=0.0):
         yield PIXELS[i : i + BATCH]
 
 
+RECORD = Record(dataset="made", split=0, fingerprint="d", weights="w", h=8, w=6, flip=True, precision="fp32")
+SIDES = {"query": QUERY, "gallery": GALLERY}
+
+
 def to_file(path, model=None, batches=load, **changes):
-    arguments = {"weights": "w", "dataset": "d", "dtype": "float32", **changes}
-    extract_file(path, model or Slots(), batches, QUERY, GALLERY, "cpu", **arguments)
+    extract_file(path, model or Slots(), batches, SIDES, replace(RECORD, **changes), "cpu")
     return read_features(path)
 
 
@@ -68,19 +74,15 @@ def test_descriptor(flip):
 
 
 def test_file_holds_what_made_it(tmp_path):
-    features = to_file(tmp_path / "features.h5", size="8x6")
+    features = to_file(tmp_path / "features.h5")
     np.testing.assert_array_equal(stacked(features), extract(Slots(), load(0), COUNT, "cpu"))
-    made = {"flip": True, "weights": "w", "dataset": "d", "precision": "fp32", "size": "8x6", "slots": [4, 6]}
-    assert features.attrs == made
+    assert features.record == read_record(tmp_path / "features.h5") == RECORD and features.attrs == {"slots": [4, 6]}
     assert features.query.names == [f"{i}.jpg" for i in range(15)]
     assert features.gallery.pids.tolist() == [i % 7 for i in range(15, COUNT)]
     assert features.gallery.camids.tolist() == [i % 3 for i in range(15, COUNT)]
     with h5py.File(tmp_path / "features.h5") as f:
         assert f["features"].shape == (COUNT, 24) and f["features"].dtype == np.float32
         assert f["subset"].asstr()[:].tolist() == ["query"] * 15 + ["gallery"] * 35
-    half = to_file(tmp_path / "half.h5", dtype="float16")
-    assert half.query.features.dtype == np.float16
-    np.testing.assert_allclose(stacked(half), stacked(features), atol=1e-3)
 
 
 @pytest.mark.parametrize("stop", [0, 8, 32, 48])
@@ -95,19 +97,41 @@ def test_interrupted_extraction_goes_on_where_it_was(tmp_path, stop):
     np.testing.assert_array_equal(stacked(features), stacked(to_file(tmp_path / "straight.h5")))
     assert sorted(os.listdir(tmp_path)) == ["features.h5", "straight.h5"]
     again = Slots()
-    to_file(path, again)  # whole: taken as it is
+    to_file(path, again)  # complete: reused
     assert again.images == 0
 
 
-def test_other_settings_or_damage_start_anew(tmp_path):
+@pytest.mark.parametrize("stop", [32, COUNT + 1])
+@pytest.mark.parametrize("change, reason", [
+    ({"weights": "other"}, "weights w instead of other"),
+    ({"fingerprint": "other"}, "fingerprint d instead of other"),
+    ({"flip": False}, "flip True instead of False"),
+    ({"precision": "bf16"}, "precision fp32 instead of bf16"),
+    ({"h": 9}, "h 8 instead of 9"),
+])  # fmt: skip
+def test_other_settings_start_anew_and_are_logged(tmp_path, caplog, change, reason, stop):
+    """An interrupted and a complete file."""
     path = tmp_path / "features.h5"
-    for change in ({"weights": "other"}, {"dataset": "other"}, {"flip": False}, {"dtype": "float16"}, {"size": "9x9"}):
-        with pytest.raises(KeyboardInterrupt):
-            to_file(path, batches=lambda start: load(start, 32))
-        model = Slots()
-        to_file(path, model, **change)
-        assert model.images == (1 if "flip" in change else 2) * COUNT, change
-        path.unlink()
+    caplog.set_level("INFO")
+    with pytest.raises(KeyboardInterrupt) if stop < COUNT else nullcontext():
+        to_file(path, batches=lambda start: load(start, stop))
+    assert not caplog.records
+    model = Slots()
+    features = to_file(path, model, **change)
+    assert model.images == (1 if "flip" in change else 2) * COUNT
+    assert features.record == replace(RECORD, **change)
+    assert f"is of other settings ({reason}); the features are extracted anew" in caplog.text
+
+
+def test_other_images_or_damage_start_anew(tmp_path, caplog):
+    path = tmp_path / "features.h5"
+    caplog.set_level("INFO")
+    to_file(path)
+    renamed = {"query": [image._replace(pid=9) for image in QUERY], "gallery": GALLERY}
+    model = Slots()
+    extract_file(path, model, load, renamed, RECORD, "cpu")
+    assert model.images == 2 * COUNT and "other settings (other images)" in caplog.text
+    path.unlink()
     with pytest.raises(KeyboardInterrupt):
         to_file(path, batches=lambda start: load(start, 32))
     partial = path.with_name("features.h5.partial")
@@ -125,14 +149,14 @@ def test_signal_ends_after_the_batch(tmp_path, number):
                 os.kill(os.getpid(), number)
             yield batch
 
-    with pytest.raises(Interrupted, match="stopped after 24 of 50 images; the same command goes on from there"):
+    with pytest.raises(Interrupted, match="stopped after 24 of 50 images; the same command continues"):
         to_file(tmp_path / "features.h5", batches=load_and_signal)
     model = Slots()
     to_file(tmp_path / "features.h5", model)
     assert model.images == 2 * (COUNT - 24)
 
 
-def test_two_at_once_share_the_work(tmp_path, capfd):
+def test_two_at_once_share_the_work(tmp_path, caplog):
     """The second of two equal commands waits, and takes what the first has made."""
     path, models = tmp_path / "features.h5", [Slots(), Slots()]
 
@@ -143,7 +167,7 @@ def test_two_at_once_share_the_work(tmp_path, capfd):
         first, second = pool.map(work, models)
     np.testing.assert_array_equal(first, second)
     assert sorted(model.images for model in models) == [0, 2 * COUNT]
-    assert "waiting for another process" in capfd.readouterr().err and os.listdir(tmp_path) == ["features.h5"]
+    assert "waiting for another process" in caplog.text and os.listdir(tmp_path) == ["features.h5"]
 
 
 def test_killed_extraction_equals_the_straight_one(tmp_path):
@@ -180,9 +204,8 @@ def test_bad_models_and_missing_images(tmp_path):
 
 def test_equal_file_names_are_told_apart(tmp_path):
     images = [Image(f"root/camera{c}/1.jpg", 1, c) for c in (0, 1)]
-    extract_file(
-        tmp_path / "f.h5", Slots(), lambda start: [PIXELS[:2]], images[:1], images[1:], "cpu", weights="", dataset=""
-    )
+    sides = {"query": images[:1], "gallery": images[1:]}
+    extract_file(tmp_path / "f.h5", Slots(), lambda start: [PIXELS[:2]], sides, RECORD, "cpu")
     features = read_features(tmp_path / "f.h5")
     assert (features.query.names, features.gallery.names) == (["camera0/1.jpg"], ["camera1/1.jpg"])
 

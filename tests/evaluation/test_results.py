@@ -16,6 +16,7 @@ from reid.bench.measure import random_features, side_by_side
 from reid.errors import InputError
 from reid.evaluation.features import Features
 from reid.evaluation.ranking import rank
+from reid.evaluation.record import Record, Scoring, read_record
 from reid.evaluation.results import evaluate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,11 +36,13 @@ def labels(features):
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 def test_blocks_give_what_one_matrix_gives(features, device, metric):
     whole = rank(-features.query.features @ features.gallery.features.T, *labels(features))
-    result = evaluate(features, metric=metric, cmc="cuhk03", camera_pairs=True, device=device, limit=7 * 4 * 500)
+    result = evaluate(
+        features, Scoring(metric=metric, cmc="cuhk03"), camera_pairs=True, device=device, limit=7 * 4 * 500
+    )
     np.testing.assert_allclose(result.ap, whole.ap, atol=1e-3)  # products of other shapes round otherwise
     assert result.mean_ap == pytest.approx(whole.mean_ap, abs=1e-4)
     np.testing.assert_allclose(result.ranking.cmc, whole.cmc, atol=0.02)
-    one_block = evaluate(features, metric=metric, cmc="cuhk03", camera_pairs=True)
+    one_block = evaluate(features, Scoring(metric=metric, cmc="cuhk03"), camera_pairs=True)
     np.testing.assert_allclose(result.cmc, one_block.cmc, atol=1e-3)
     assert [row["queries"] for row in result.cameras] == [row["queries"] for row in one_block.cameras]
 
@@ -47,14 +50,16 @@ def test_blocks_give_what_one_matrix_gives(features, device, metric):
 def test_memory_stays_bounded():
     features = random_features(400, 100_000, 20, 4, 8)
     rows = side_by_side({"tiles": lambda: evaluate(features, limit=1 << 22)})
-    assert rows["tiles"].peak is None or rows["tiles"].peak < 64 << 20  # all distances would be 153 MiB
+    if rows["tiles"].peak is None:
+        pytest.skip("peak memory is only measured on Linux")
+    assert rows["tiles"].peak < 64 << 20  # all distances would be 153 MiB
 
 
 def test_without_cameras_nothing_is_junk(features):
     q, g = features.query, features.gallery
     whole = rank(-q.features @ g.features.T, q.pids, g.pids)
     bare = Features(replace(q, camids=None), replace(g, camids=None), {})
-    for result in (evaluate(features, cameras=False), evaluate(bare)):
+    for result in (evaluate(features, Scoring(cameras=False)), evaluate(bare)):
         assert result.mean_ap == pytest.approx(whole.mean_ap, abs=1e-4)
         assert result.conventions["junk"] == "none: no cameras"
     with pytest.raises(InputError, match="--camera_pairs needs camids"):
@@ -75,9 +80,10 @@ def test_camera_pairs(features):
 
 
 def test_files_of_a_result(features, tmp_path):
-    result = evaluate(
-        Features(features.query, features.gallery, {"weights": "w", "dataset": "d"}), ap="trapezoid", fpr=1e-3
+    record = Record(
+        dataset="market1501", split=2, fingerprint="d", weights="w", h=384, w=128, flip=True, precision="bf16"
     )
+    result = evaluate(replace(features, record=record), Scoring(ap="trapezoid"), fpr=1e-3)
     result.save(tmp_path)
     content = json.loads((tmp_path / "result.json").read_text())
     assert content["map"] == pytest.approx(np.nanmean(result.ranking.ap_trapezoid))
@@ -86,7 +92,8 @@ def test_files_of_a_result(features, tmp_path):
     )
     assert len(content["cmc"]) == 50 and content["minp"] == result.ranking.mean_inp
     assert (content["n_query"], content["n_valid"], content["n_gallery"]) == (60, 60, 500)
-    assert (content["weights"], content["dataset"], content["conventions"]["ap"]) == ("w", "d", "trapezoid")
+    assert content["conventions"]["ap"] == "trapezoid" and content["width"] == 16
+    assert read_record(tmp_path / "result.json") == result.record == replace(record, scoring=Scoring(ap="trapezoid"))
     assert content["time"] >= 0 and content["open_set"]["fpr"] == 1e-3
     low, high = content["intervals"]["map"]
     assert low < content["map"] < high
@@ -102,7 +109,7 @@ def test_files_of_a_result(features, tmp_path):
         "Rank-20",
         "mINP",
         "ap trapezoid",
-        "never flatter",
+        "counted as wrong",
         "60 queries",
         "threshold for 0.001",
     ):
@@ -133,7 +140,7 @@ def test_bad_input(features):
         (features, {"metric": "x"}, "--metric x is unknown"),
     ):
         with pytest.raises(InputError, match=message):
-            evaluate(broken, **settings)
+            evaluate(broken, Scoring(**settings))
 
 
 def scripted(*arguments, cwd):
@@ -167,7 +174,11 @@ def test_evaluate_script_scores_features(features, tmp_path):
     assert run.returncode == 0, run.stderr
     folder = "f_ap-trapezoid_cmc-cuhk03_metric-cosine_rerank_query_expansion-3"
     got = json.loads((tmp_path / "logs/features" / folder / "result.json").read_text())
-    expected = evaluate(features, "trapezoid", "cuhk03", "cosine", True, 3, camera_pairs=True).to_json()
+    expected = evaluate(
+        features,
+        Scoring(ap="trapezoid", cmc="cuhk03", metric="cosine", rerank=True, query_expansion=3),
+        camera_pairs=True,
+    ).to_json()
     assert got["map"] == pytest.approx(expected["map"], abs=1e-4) and len(got["cameras"]) == 12
     assert got["conventions"] == expected["conventions"]
 

@@ -232,7 +232,7 @@ def test_killed_while_adding(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["g.h5"]
 
 
-def test_a_second_change_waits(tmp_path, capsys):
+def test_a_second_change_waits(tmp_path, caplog):
     gallery = Gallery.create(tmp_path / "g.h5", MARK, entries(2))
     other = threading.Thread(target=gallery.add, args=(MARK, entries(2, first=10)))
     with locked(gallery.path):
@@ -240,7 +240,7 @@ def test_a_second_change_waits(tmp_path, capsys):
         other.join(0.3)
         assert other.is_alive() and len(gallery) == 2  # readers are not kept waiting
     other.join(20)
-    assert len(gallery) == 4 and "waiting for another process" in capsys.readouterr().err
+    assert len(gallery) == 4 and "waiting for another process" in caplog.text
 
 
 def test_search_needs_little_memory(tmp_path, monkeypatch):

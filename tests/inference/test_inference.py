@@ -136,7 +136,7 @@ def test_extract_command(weights, images, tmp_path, script):
     with np.load(tmp_path / "f.npz") as f:
         paths = [p for p in images if "/00000001_" in p]
         np.testing.assert_allclose(f["features"], plain(weights, paths, False), atol=1e-5)
-        assert f["names"].tolist() == [os.path.basename(p) for p in paths] and not f["flip"]
+        assert f["names"].tolist() == [os.path.basename(p) for p in paths] and not json.loads(str(f["record"]))["flip"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["f.npz", "features.h5", "list.txt"]
 
 
@@ -154,7 +154,7 @@ def test_extract_goes_on_after_a_signal(weights, images, tmp_path, script, monke
 
     monkeypatch.setitem(extract_file.__globals__, "describe", slow)
     done = run(script, *flags, tmp_path / "cut.h5")
-    assert done.returncode == 130 and "goes on" in done.stderr and not (tmp_path / "cut.h5").exists()
+    assert done.returncode == 130 and "the same command continues" in done.stderr and not (tmp_path / "cut.h5").exists()
     assert run(script, *flags, tmp_path / "cut.h5").returncode == 0
     assert sum(counted) == 12
     with h5py.File(tmp_path / "cut.h5") as cut, h5py.File(tmp_path / "straight.h5") as straight:

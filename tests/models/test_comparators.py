@@ -5,12 +5,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from reid.config import MODELS, Config
+from reid.config import Config
 from reid.errors import InputError
 from reid.models import build_model
 from reid.models.backbone import build_backbone, load_pretrained
+from reid.models.mgn import MGN
+from reid.models.pcb import PCB
 from reid.models.rrid import RRID
+from reid.models.strong_baseline import StrongBaseline
 from reid.profiles import RECIPES, profile
+from reid.variants import MODELS, check_model
 
 RESNET50 = 23_508_032
 BLOCKS_3_TO_6 = 5 * 1_117_184  # stage 3 without its first block: conv 1024-256, 256-256 3x3, 256-1024, their norms
@@ -166,3 +170,27 @@ def test_bands_cover_the_slots(model):
         slots = built(torch.randn(1, 3, 192, 64)).shape[1]
     assert len(built.bands) == slots
     assert all(0 <= top < bottom <= 1 for top, bottom in built.bands)
+
+
+@pytest.mark.parametrize("build, words", [
+    (lambda: MGN(0, (), "resnet18"), "--model mgn needs a stripe count"),
+    (lambda: MGN(0, (2, 2), "resnet18"), "--stripes 2 2 names a stripe count twice"),
+    (lambda: PCB(0, 1, "resnet18"), "the smallest stripe count is 2"),
+    (lambda: StrongBaseline(0, "resnet18", neck="bn"), "--neck bn is unknown; choose from none, bnneck"),
+    (lambda: StrongBaseline(0, "resnet18", 3), "--last_stride 3 is unknown; choose from 1, 2"),
+    (lambda: build_backbone("vgg"), "--backbone vgg is unknown; choose from resnet50"),
+    (lambda: check_model("pbc"), "--model pbc is unknown"),
+])  # fmt: skip
+def test_arguments_that_a_model_does_not_take(build, words):
+    with pytest.raises(InputError, match=words):
+        build()
+
+
+@pytest.mark.parametrize("model, arguments", [("pcb", {"last_stride": 2}), ("mgn", {"neck": "bnneck"})])
+def test_configuration_and_models_give_the_same_message(model, arguments):
+    fields = {**RECIPES[model], "model": model}
+    with pytest.raises(InputError) as of_model:
+        check_model(model, fields["stripes"], **arguments)
+    with pytest.raises(InputError) as of_config:
+        Config(**fields | arguments)
+    assert str(of_model.value) == str(of_config.value)

@@ -1,33 +1,40 @@
-"""Debian's Chromium, headless, spoken to by the DevTools protocol over two pipes: no further packages."""
+"""Headless Chromium, controlled through the DevTools protocol over two pipes, without further packages."""
 
 import json
 import os
 import shutil
 import subprocess
 import tempfile
-import time
 from base64 import b64decode
 from pathlib import Path
 
 
 class Browser:
-    """One page at a time. `errors` collects all that the page complains about: exceptions, console errors, blocked
-    resources. `requests` collects what it asks for besides itself."""
+    """One page at a time. Raises FileNotFoundError where Chromium is not installed.
+
+    errors: exceptions, console errors and warnings, and blocked resources of the page. requests: addresses that it
+    loaded, without data URLs.
+    """
 
     def __init__(self, width: int = 1280, height: int = 900):
         program = shutil.which("chromium") or shutil.which("google-chrome")
-        if program is None:
+        if program is None or os.name == "nt":  # the pipes below need a POSIX shell
             raise FileNotFoundError("chromium")
         self.profile = tempfile.mkdtemp()
         command_in, self.commands = os.pipe()
         self.answers, answers_out = os.pipe()
-
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe",
-                 "--no-first-run", "--hide-scrollbars", f"--user-data-dir={self.profile}"]  # fmt: skip
-        pipes = f'exec "$@" 3<&{command_in} 4>&{answers_out}'  # Chromium reads from descriptor 3 and writes to 4
-        self.process = subprocess.Popen(["bash", "-c", pipes, "bash", program, *flags], stdin=subprocess.DEVNULL,
-                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                        pass_fds=(command_in, answers_out))  # fmt: skip
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        flags += ["--no-first-run", "--hide-scrollbars", "--remote-debugging-pipe"]
+        flags += [f"--user-data-dir={self.profile}"]
+        # Chromium reads from descriptor 3 and writes to 4
+        pipes = f'exec "$@" 3<&{command_in} 4>&{answers_out}'
+        self.process = subprocess.Popen(
+            ["bash", "-c", pipes, "bash", program, *flags],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(command_in, answers_out),
+        )
         os.close(command_in)
         os.close(answers_out)
         self.number, self.buffer, self.session = 0, b"", None
@@ -58,33 +65,34 @@ class Browser:
         text, self.buffer = self.buffer.split(b"\0", 1)
         message = json.loads(text)
         method, params = message.get("method"), message.get("params", {})
+        entry = params.get("entry", params)  # of Log.entryAdded; of Runtime.consoleAPICalled
+        level = entry.get("level", entry.get("type"))
         if method == "Runtime.exceptionThrown":
             self.errors.append(params["exceptionDetails"])
-        elif (method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning")) or (
-            method == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert")
-        ):
-            self.errors.append(params)
-        elif method == "Network.requestWillBeSent" and not params["request"]["url"].startswith("data:"):
-            self.requests.append(params["request"]["url"])
+        elif method in ("Log.entryAdded", "Runtime.consoleAPICalled"):
+            if level in ("error", "warning", "assert"):
+                self.errors.append(params)
+        elif method == "Network.requestWillBeSent":
+            if not params["request"]["url"].startswith("data:"):
+                self.requests.append(params["request"]["url"])
         elif method == "Page.loadEventFired":
             self.events.append(method)
         return message
 
-    def open(self, path: Path, address: str = "") -> float:
-        """Loads a file, and returns the seconds until its scripts have run."""
-        self.errors, self.requests, self.events = [], [], []
-        started = time.perf_counter()
-        self.call("Page.navigate", url="about:blank")
+    def open(self, path: Path, address: str = "") -> None:
+        """Loads a file and waits until its scripts have run."""
+        self.load("about:blank")  # or another address of the same page would not load it again
+        self.errors, self.requests = [], []
+        self.load(path.resolve().as_uri() + address)
+
+    def load(self, url: str) -> None:
+        self.events = []
+        self.call("Page.navigate", url=url)
         while not self.events:
             self.receive()
-        self.events, self.requests, started = [], [], time.perf_counter()
-        self.call("Page.navigate", url=path.resolve().as_uri() + address)
-        while not self.events:
-            self.receive()
-        return time.perf_counter() - started
 
     def run(self, script: str):
-        """The value of a JavaScript expression, promises awaited."""
+        """The value of a JavaScript expression; a promise is awaited."""
         answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")

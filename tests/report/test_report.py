@@ -1,9 +1,10 @@
-"""The report: its numbers against plain forms, its page in a real browser, its commands on good and bad input."""
+"""The report: its numbers against plain loops, its page in a real browser, its command on good and bad input."""
 
 import base64
 import json
 import shutil
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import h5py
@@ -15,13 +16,17 @@ from PIL import Image as PILImage
 
 from reid.__main__ import main
 from reid.bench.measure import random_features
+from reid.config import Config
 from reid.errors import InputError
 from reid.evaluation.features import Features, Part
+from reid.evaluation.record import USUAL, Scoring
 from reid.evaluation.results import evaluate
 from reid.models.rrid import RRID
 from reid.report import facts, lists, slots
-from reid.report import write as command
+from reid.report.page import write_report
 from reid.report.published import published
+from reid.report.sources import Content, Source
+from reid.variants import Variant
 
 BANDS = [(0, 0.5), (0.5, 1), (0, 1)]
 
@@ -50,7 +55,7 @@ def write_h5(path, features, **attrs) -> None:
         for key in ("features", "pids", "camids"):
             f[key] = np.concatenate([getattr(side, key) for side in sides])
         names = [f"{title}</script>{i}.jpg" for title, side in zip("qg", sides) for i in range(len(side))]
-        f["names"] = names  # names that would end the script
+        f["names"] = names  # such a name must not end the script
         f["subset"] = ["query"] * len(sides[0]) + ["gallery"] * len(sides[1])
         f.attrs.update(attrs)
 
@@ -92,16 +97,19 @@ def test_the_slots_add_up_to_the_distance():
     np.testing.assert_allclose(found.sum(1), whole, rtol=1e-12)
 
 
-@pytest.mark.parametrize("attrs, told", [
-    ({}, "slots and bands"),
-    ({"slots": [3, 8]}, "no attribute bands"),
-    ({"slots": [3, 7], "bands": BANDS}, "do not fit"),
-    ({"slots": [3, 8], "bands": BANDS[:2]}, "do not fit"),
-    ({"slots": [3, 8], "bands": [(0.5, 0), *BANDS[1:]]}, "do not fit"),
-])  # fmt: skip
-def test_files_without_sound_bands_say_why(attrs, told):
-    bands, reason = slots.layout(attrs, 24)
-    assert bands is None and told in reason
+@pytest.mark.parametrize(
+    "attrs, reason",
+    [
+        ({}, "no attribute slots and bands"),
+        ({"slots": [3, 8]}, "no attribute bands"),
+        ({"slots": [3, 7], "bands": BANDS}, "do not fit"),
+        ({"slots": [3, 8], "bands": BANDS[:2]}, "do not fit"),
+        ({"slots": [3, 8], "bands": [(0.5, 0), *BANDS[1:]]}, "do not fit"),
+    ],
+)
+def test_invalid_bands_are_explained(attrs, reason):
+    bands, found = slots.layout(attrs, 24)
+    assert bands is None and reason in found
 
 
 def test_bands_of_the_model_follow_its_slots():
@@ -111,42 +119,49 @@ def test_bands_of_the_model_follow_its_slots():
     names = [f"{i} of {n}" for n in (6, 4, 2) for i in range(1, n + 1)] + 3 * ["whole"]
     assert [name for _, name in slots.names(bands)] == names
     np.testing.assert_allclose(bands[6], (0, 0.25))
-    assert len(RRID(0, (2,), "resnet18", pooling="none").bands) == 2
+    assert len(RRID(0, (2,), "resnet18", Variant(pooling="none")).bands) == 2
 
 
 @pytest.mark.parametrize("rerank", [False, True])
 @pytest.mark.parametrize("metric, device", [("euclidean", None), ("cosine", None), ("euclidean", "cpu")])
 def test_rank_lists_are_the_sorted_rows(features, metric, rerank, device):
-    result = evaluate(features, metric=metric, rerank=rerank)
-    found, cameras = lists.rank_lists(result, 4, rerank, device=device)
+    result = evaluate(features, Scoring(metric=metric, rerank=rerank))
+    answers, matches, cameras = lists.rank_lists(result, 4, device)
     q, g = features.query, features.gallery
     distance = (2 if metric == "euclidean" else 1) * (1 - q.features @ g.features.T)
     for i in range(len(q)):
-        places = found.answers[i][found.answers[i] >= 0]
-        assert (np.diff(found.distances[i][: len(places)]) >= 0).all()
-        kinds = [
-            2 if s and c else 0 if s else 1
-            for s, c in zip(g.pids[places] == q.pids[i], g.camids[places] == q.camids[i])
-        ]
-        assert found.kinds[i][: len(places)].tolist() == kinds
+        own = answers.query == i
+        rows, found = answers.gallery[own], answers.distance[own]
+        assert (np.diff(found) >= 0).all()
+        same = g.pids == q.pids[i]
+        junk = same & (g.camids == q.camids[i])
+        kinds = [2 if junk[j] else 0 if same[j] else 1 for j in rows]
+        assert answers.kind[own].tolist() == kinds
         assert sum(kind != 2 for kind in kinds) == 4 and kinds[-1] != 2
         if not rerank:
-            wanted, kept = [], 0
-            for j in np.argsort(distance[i]):
-                wanted.append(j)
-                kept += not (g.pids[j] == q.pids[i] and g.camids[j] == q.camids[i])
-                if kept == 4:
-                    break
-            assert places.tolist() == wanted
-            np.testing.assert_allclose(found.distances[i][: len(places)], distance[i, places], atol=1e-5)
+            order = np.argsort(distance[i])
+            wanted = order[: np.flatnonzero(np.cumsum(~junk[order]) == 4)[0] + 1]
+            assert rows.tolist() == wanted.tolist()
+            np.testing.assert_allclose(found, distance[i, rows], atol=1e-5)
+    assert (matches.query == result.ranking.query).all()
+    assert (matches.gallery == result.ranking.gallery).all() and (matches.kind == 0).all()
     if not rerank:
-        at = (result.ranking.query, result.ranking.gallery)
-        np.testing.assert_allclose(found.match_distances, distance[at], atol=1e-5)
-        assert cameras == evaluate(features, metric=metric, camera_pairs=True).cameras
+        np.testing.assert_allclose(matches.distance, distance[matches.query, matches.gallery], atol=1e-5)
+        assert cameras == evaluate(features, Scoring(metric=metric), camera_pairs=True).cameras
+
+
+def test_rank_lists_with_more_junk_than_answers():
+    """Two junk images before the first kept one, and one answer asked for: one of the two, and the answer."""
+    gallery = np.array([[1, 0], [0.9, 0.1], [0.8, 0.2], [0, 1]], np.float32)
+    query = Part(gallery[:1], np.array([7]), np.array([0]), ["q"])
+    pids, camids = np.array([7, 7, 7, 8]), np.array([0, 0, 1, 1])
+    result = evaluate(Features(query, Part(gallery, pids, camids, ["a", "b", "c", "d"]), {}))
+    answers, _, _ = lists.rank_lists(result, 1)
+    assert answers.gallery.tolist() == [0, 2] and answers.kind.tolist() == [2, 0]
 
 
 def read_data(page) -> dict:
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     return json.loads(text.split('id="data">')[1].split("</script>")[0])
 
 
@@ -175,10 +190,11 @@ def test_page_data_is_the_result(features, evaluated):
     assert (evaluated / "report-cmc.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_many_queries_are_thinned_evenly(features, monkeypatch):
+def test_of_many_queries_evenly_spaced_ones_are_shown(features, monkeypatch):
     monkeypatch.setattr(lists, "MOST_QUERIES", 15)
     result = evaluate(features)
-    data, _ = lists.page_data(result, lists.rank_lists(result)[0], {})
+    answers, matches, _ = lists.rank_lists(result)
+    data, _ = lists.page_data(result, answers, matches, {})
     np.testing.assert_allclose([np.nan if v is None else v for v in data["ap"]], result.ap[::3], atol=1e-4)
     assert data["step"] == 3 and data["match_ends"][-1] == int((result.ranking.query % 3 == 0).sum())
 
@@ -226,8 +242,9 @@ def test_browser_explains_an_answer_by_keyboard(browser, evaluated):
     browser.press("Enter", text="\r", windowsVirtualKeyCode=13)
     assert browser.run("document.querySelectorAll('.card')[1].getAttribute('aria-expanded')") == "true"
     cells = browser.run("[...document.querySelectorAll('.why tbody tr')].map(r => r.cells[1].textContent)")
-    told = browser.run("document.querySelector('.why caption').textContent")
-    assert sum(map(float, cells)) == pytest.approx(float(told.split("distance ")[1].split(",")[0]), abs=3e-4)
+    caption = browser.run("document.querySelector('.why caption').textContent")
+    distance = float(caption.split("distance ")[1].split(",")[0])
+    assert sum(map(float, cells)) == pytest.approx(distance, abs=3e-4)
     bands = "document.querySelector('.why .bands').children"
     assert browser.run(f"[...{bands}].map(c => c.children.length)") == [2, 1]
     browser.press("Enter", text="\r", windowsVirtualKeyCode=13)
@@ -252,13 +269,13 @@ def test_trained_run_has_everything(browser, trained, capsys):
     sections = browser.run("[...document.querySelectorAll('section')].map(s => s.id)")
     assert sections == ["summary", "lists", "why", "open", "people", "maps", "training", "made"]
     parser = Images()
-    parser.feed(page.read_text())
+    parser.feed(page.read_text(encoding="utf-8"))
     assert len(parser.alts) >= 9 and all(parser.alts)
     images = "[...document.images]"
     browser.run(f"Promise.all({images}.map(i => i.decode()))")  # raises for one that cannot be shown
     assert browser.run(f"{images}.every(i => i.naturalWidth > 0 && i.alt)")
     assert browser.run("document.querySelectorAll('.card img').length") > 20
-    assert "seed" in page.read_text() and not browser.errors and len(browser.requests) == 1
+    assert "seed" in page.read_text(encoding="utf-8") and not browser.errors and len(browser.requests) == 1
     browser.size(390, 800, phone=True)
     browser.open(page)
     browser.run("document.querySelector('.card').click()")
@@ -273,46 +290,45 @@ def test_reports_of_other_settings_and_several_runs(trained, script, capsys):
     flags = ("--dataset_type", "small", "--dataset_path", root / "data", "--exp_dir", root / "logs")
     done = script("evaluate.py", *flags, "--rerank", "--report")
     assert done.returncode == 0, done.stderr
-    assert "before re-ranking" in (trained / "eval-small_rerank" / "report.html").read_text()
+    assert "before re-ranking" in (trained / "eval-small_rerank" / "report.html").read_text(encoding="utf-8")
     assert main(["report", str(trained / "eval-small_rerank")]) == 2
     assert "no features.h5" in capsys.readouterr().err
     other = trained.with_name("other")
     other.mkdir()
-    (other / "config.json").write_text((trained / "config.json").read_text())
+    (other / "config.json").write_bytes((trained / "config.json").read_bytes())
     line = {"step": 1, "loss": 5.0, "val_map": 0.5}
-    (other / "metrics.jsonl").write_text(json.dumps(line) + '\n{"step": 2, "lo')  # cut short while it is written
+    cut = json.dumps(line) + '\n{"step": 2, "lo'  # while the second line was written
+    (other / "metrics.jsonl").write_text(cut, encoding="utf-8")
     assert main(["report", str(other), str(trained)]) == 0
-    assert "Training curves of" in (other / "report.html").read_text()
-    assert f"loss ends at {line['loss']:.3g}" in (other / "report.html").read_text()
+    assert "Training curves of" in (other / "report.html").read_text(encoding="utf-8")
+    assert f"loss ends at {line['loss']:.3g}" in (other / "report.html").read_text(encoding="utf-8")
 
 
-def test_missing_images_are_said(trained, tmp_path, capsys):
+def test_missing_images_are_reported(trained, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     folder = run / "eval-small"
-    config = json.loads((run / "config.json").read_text())
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     config["data"]["dataset_path"] = str(tmp_path / "gone")
-    (run / "config.json").write_text(json.dumps(config))
+    (run / "config.json").write_text(json.dumps(config), encoding="utf-8")
     assert main(["report", str(folder)]) == 0  # nothing typed: a warning
-    assert "warning: The images are not at" in capsys.readouterr().err
-    assert "numbers and curves only" in (folder / "report.html").read_text()
+    assert "warning: The images are not in" in capsys.readouterr().err
+    assert "numbers and curves only" in (folder / "report.html").read_text(encoding="utf-8")
     copy = make_dataset(tmp_path / "small", cameras=3)
     (copy / "images" / "00000008_0000_00000000.jpg").unlink()
     assert main(["report", str(folder), "--dataset_path", str(tmp_path)]) == 0
-    assert "1 of the 24 images" in (folder / "report.html").read_text()
+    assert "1 of the 24 images" in (folder / "report.html").read_text(encoding="utf-8")
     make_dataset(tmp_path / "else" / "small", cameras=3, test_ids=5)
     assert main(["report", str(folder), "--dataset_path", str(tmp_path / "else")]) == 2  # typed: an error
-    assert "another fingerprint" in capsys.readouterr().err
-    assert "1 of the 24 images" in (folder / "report.html").read_text()
+    assert "its fingerprint differs" in capsys.readouterr().err
+    assert "1 of the 24 images" in (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_foreign_features_give_numbers_and_curves(features, tmp_path, browser, script):
-    sides = {"query": features.query, "gallery": features.gallery}
-    arrays = {f"{side}_{key}": getattr(part, key) for side, part in sides.items() for key in ("features", "pids")}
-    np.savez(tmp_path / "theirs.npz", **arrays)
+    write_npz(tmp_path / "theirs.npz", features.query, features.gallery)
     assert main(["report", str(tmp_path / "theirs.npz")]) == 0
     page = tmp_path / "theirs-report" / "report.html"
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     assert "<h1>theirs</h1>" in text and "no attribute slots and bands" in text and "--dataset_type" in text
     browser.open(page)
     browser.run("document.querySelector('.card').click()")
@@ -323,8 +339,10 @@ def test_foreign_features_give_numbers_and_curves(features, tmp_path, browser, s
 
 def test_market_sized_page_loads(browser, tmp_path, monkeypatch):
     made = random_features(3368, 15913, 750, 6, 24)
-    parts = [Part(p.features, p.pids, p.camids, [f"{t}{i:08d}_0000_00000000.jpg" for i in range(len(p))])
-             for t, p in (("q", made.query), ("g", made.gallery))]  # fmt: skip
+    parts = []
+    for letter, part in (("q", made.query), ("g", made.gallery)):
+        names = [f"{letter}{i:08d}_0000_00000000.jpg" for i in range(len(part))]
+        parts.append(Part(part.features, part.pids, part.camids, names))
     features = Features(*parts, {"slots": [3, 8], "bands": BANDS})
     pixels = np.random.default_rng(0).integers(0, 255, (14, 7, 3), dtype=np.uint8)
     PILImage.fromarray(pixels).resize((64, 128)).save(tmp_path / "one.jpg")
@@ -332,9 +350,9 @@ def test_market_sized_page_loads(browser, tmp_path, monkeypatch):
     assert 600 < len(one) < 1300
     monkeypatch.setattr(lists, "thumbnails", lambda paths: [one] * len(paths))
     names = [name for part in parts for name in part.names]
-    monkeypatch.setattr(command, "image_paths", lambda *_: ({name: name for name in names}, ""))
-    place = command.Place(tmp_path / "out", None, tmp_path / "features.h5", "")
-    command.write_report(place, evaluate(features, fpr=1e-3), str(tmp_path))
+    paths = {name: name for name in names}
+    monkeypatch.setattr("reid.report.page.find_images", lambda *_: (paths, ""))
+    write_report(Source(tmp_path / "out"), evaluate(features, fpr=1e-3), Content())
     page = tmp_path / "out" / "report.html"
     assert page.stat().st_size < 40e6
     browser.open(page)
@@ -343,24 +361,37 @@ def test_market_sized_page_loads(browser, tmp_path, monkeypatch):
     assert "13 to 24" in browser.run("document.getElementById('count').textContent") and not browser.errors
 
 
-@pytest.mark.parametrize("arguments, told", [
-    (["nowhere"], "is no run folder"),
-    (["{e}", "--k", "0"], "--k 0 is too small"),
-    (["{e}", "--maps", "a.jpg"], "--maps needs the weights"),
-    (["{e}", "{e}"], "has no run folder"),
-])  # fmt: skip
-def test_wrong_arguments(evaluated, capsys, arguments, told):
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["nowhere"], "is not a run folder"),
+        (["{e}", "--top", "0"], "--top 0 is too small"),
+        (["{e}", "--maps", "a.jpg"], "--maps needs the weights"),
+        (["{e}", "{e}"], "has no run folder"),
+    ],
+)
+def test_wrong_arguments(evaluated, capsys, arguments, message):
     assert main(["report", *(a.format(e=evaluated) for a in arguments)]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_unwritable_and_hopeless_input(features, tmp_path, capsys, monkeypatch, trained):
-    np.savez(tmp_path / "x.npz", query_features=features.query.features, query_pids=features.query.pids + 1000,
-             gallery_features=features.gallery.features, gallery_pids=features.gallery.pids)  # fmt: skip
+def write_npz(path, query, gallery, pid_offset: int = 0) -> None:
+    """Foreign features without cameras; pid_offset is added to the query pids."""
+    np.savez(
+        path,
+        query_features=query.features,
+        query_pids=query.pids + pid_offset,
+        gallery_features=gallery.features,
+        gallery_pids=gallery.pids,
+    )
+
+
+def test_unwritable_folders_and_unusable_input(features, tmp_path, capsys, monkeypatch, trained):
+    write_npz(tmp_path / "x.npz", features.query, features.gallery, pid_offset=1000)
     assert main(["report", str(tmp_path / "x.npz")]) == 2
     assert "has a match" in capsys.readouterr().err and not (tmp_path / "x-report").exists()
     write_h5(tmp_path / "y.h5", features)
-    (tmp_path / "y-report").write_text("a file where the folder should be")
+    (tmp_path / "y-report").write_bytes(b"a file in place of the folder")
     assert main(["report", str(tmp_path / "y.h5")]) == 2
     assert "cannot be written" in capsys.readouterr().err
     assert main(["report", str(trained), "--maps", "nobody.jpg"]) == 2
@@ -370,40 +401,59 @@ def test_unwritable_and_hopeless_input(features, tmp_path, capsys, monkeypatch, 
     assert 'pip install -e ".[report]"' in capsys.readouterr().err
 
 
-def test_images_that_were_asked_for_and_are_not_there(evaluated, capsys, tmp_path):
-    """A typed flag that cannot be met is an error, and the page that is there stays; without flags it is a warning."""
+def test_images_that_are_asked_for_and_missing(evaluated, capsys, tmp_path):
+    """With a typed flag an error, and the existing page stays; without flags a warning."""
     assert main(["report", str(evaluated)]) == 0
     page = evaluated / "report.html"
     before = page.read_bytes()
-    assert "warning: The features do not say" in (said := capsys.readouterr().err) and "numbers and curves only" in said
+    text = capsys.readouterr().err
+    assert "warning: The features do not name" in text and "numbers and curves only" in text
     for flags, words in (
-        (["--split", "7"], "error: The features do not say which images"),
-        (["--dataset_path", str(tmp_path)], "error: The features do not say which images"),
+        (["--split", "7"], "error: The features do not name their dataset"),
+        (["--dataset_path", str(tmp_path)], "error: The features do not name their dataset"),
         (["--dataset_type", "market1501"], "market1501 (no meta.json)"),
     ):
         assert main(["report", str(evaluated), *flags]) == 2
-        said = capsys.readouterr().err
-        assert words in said and "curves" not in said and page.read_bytes() == before
+        text = capsys.readouterr().err
+        assert words in text and "curves" not in text and page.read_bytes() == before
 
 
 def test_features_that_are_all_equal(features, tmp_path):
-    np.savez(tmp_path / "x.npz", query_features=np.ones_like(features.query.features), query_pids=features.query.pids,
-             gallery_features=np.ones_like(features.gallery.features), gallery_pids=features.gallery.pids)  # fmt: skip
+    sides = (replace(side, features=np.ones_like(side.features)) for side in (features.query, features.gallery))
+    write_npz(tmp_path / "x.npz", *sides)
     assert main(["report", str(tmp_path / "x.npz")]) == 0
+    data = read_data(tmp_path / "x-report" / "report.html")
+    share = [(features.gallery.pids == pid).mean() for pid in features.query.pids]  # of matches, as all are tied
+    np.testing.assert_allclose(data["ap"], share, atol=1e-4)
 
 
-def test_facts_name_what_differs_and_what_was_expected():
-    result = {"map": 0.9, "cmc": [0.95], "n_query": 3368, "n_gallery": 15913, "time": 1.0}
-    rows = dict(facts.expected(result, "rrid", "market1501", ["market1501"]))
-    assert "+1.1 and -0.2 points" in rows["Expected (Park and Ham, AAAI 2020)"]
-    assert "trained on dukemtmc" in dict(facts.expected(result, "rrid", "market1501", ["dukemtmc"]))["Expected"]
-    assert facts.changes({"profile": "paper", "stripes": [6], "seed": 0, "exp_dir": "x"}) == {"stripes": [6]}
+def published_rows(features, dataset: str, trained: str, scoring: Scoring = USUAL) -> dict[str, str]:
+    result = evaluate(features, scoring)
+    return dict(facts.expected(result, dataset, Config(dataset_type=(trained,))))
+
+
+def test_facts_compare_with_published_scores(features):
+    rows = published_rows(features, "market1501", "market1501")
+    result = evaluate(features)
+    points = f"{100 * (result.mean_ap - 0.889):+.1f} and {100 * (result.cmc[0] - 0.952):+.1f} points"
+    assert points in rows["Expected (Park and Ham, AAAI 2020)"]
+    assert "trained on dukemtmc" in published_rows(features, "market1501", "dukemtmc")["Expected"]
+    assert "default scoring" in published_rows(features, "market1501", "market1501", Scoring(rerank=True))["Expected"]
+    assert "nothing is published" in published_rows(features, "demo", "demo")["Expected"]
     for name in ("rrid", "baseline", "strong_baseline", "pcb", "mgn"):
         assert all(0.5 < row.map < row.rank1 < 1 for row in published(name, "market1501"))
     assert [row.map for row in published("rrid", "cuhk03_detected")] == [0.696, 0.6763]
 
 
+def test_facts_name_what_differs_from_the_profile():
+    rows = dict(facts.config_facts(replace(Config(), stripes=(6,), seed=3, exp_dir="x")))
+    assert rows["Configuration"] == "profile paper with stripes 6" and rows["Seed"] == "3"
+
+
 def test_damaged_run_folder(tmp_path):
-    (tmp_path / "config.json").write_text('{"run": ')
+    (tmp_path / "config.json").write_bytes(b'{"run": ')
     with pytest.raises(InputError, match="not valid JSON"):
-        facts.read_run(tmp_path)
+        facts.read_config(tmp_path)
+    (tmp_path / "versions.json").write_bytes(b'[{"time": ""}]')
+    with pytest.raises(InputError, match="not a list of versions"):
+        facts.read_versions(tmp_path)

@@ -1,5 +1,6 @@
 """Training through the real script: what it writes, that it learns, stops, resumes, and refuses."""
 
+import importlib.metadata
 import json
 import math
 import os
@@ -18,10 +19,10 @@ from conftest import ROOT, make_dataset, metrics, same, state_of
 from reid.config import Config
 from reid.errors import InputError, MissingInput
 from reid.evaluation.features import read_features
+from reid.evaluation.record import read_record
 from reid.models import build_model
 from reid.models import weights as weights_file
 from reid.models.weights import load_model
-from reid.report.write import evaluation
 from reid.training.schedule import rate_factor, rates, total_steps
 
 
@@ -45,7 +46,7 @@ def test_a_run_leaves_everything(straight):
     config = Config.from_json(json.loads((folder / "config.json").read_text()), "config.json")
     assert (config.max_steps, config.stripes, config.h) == (12, (2,), 64)
     (start,) = json.loads((folder / "versions.json").read_text())
-    assert start["packages"]["torch"] == torch.__version__.split("+")[0] or start["packages"]["torch"]
+    assert start["packages"]["torch"] == importlib.metadata.version("torch")
     assert len(start["dataset_fingerprint"]) == 64
     assert "no CUDA, MPS or XPU device" in done.stderr or torch.accelerator.is_available()
     assert str(folder) in (folder / "log.txt").read_text()
@@ -125,18 +126,16 @@ def test_what_is_not_the_run_goes_elsewhere(straight, script, small_run, tmp_pat
     shutil.copy(run / "weights.pth", run / "previous.pth")
     for more, place in (
         (["--weights", run / "previous.pth"], logs / "tiny" / "eval-previous"),
-        (["--weights", run / "weights.pth", "--h", 96], run / "eval-tiny_h-96"),
+        (["--weights", run / "weights.pth", "--h", 96], run / "eval-tiny_96x32"),
         (["--weights", run / "weights.pth", "--precision", "bf16"], run / "eval-tiny_precision-bf16"),
     ):
         done = script("evaluate.py", *flags, "--exp_dir", logs, *more)
         assert done.returncode == 0 and f"result in {place}\n" in done.stdout, done.stderr
-    result = json.loads((run / "eval-tiny_h-96" / "result.json").read_text())
-    assert (result["size"], result["precision"]) == ("96x32", "auto")
+    record = read_record(run / "eval-tiny_96x32" / "result.json")
+    assert (record.h, record.w, record.precision) == (96, 32, "fp32")
     assert (run / "eval-tiny" / "result.json").read_bytes() == before
     done = script("evaluate.py", "--features", run / "eval-tiny" / "features.h5", "--occlude", 3)
     assert done.returncode == 2 and "--occlude covers images" in done.stderr
-    for name in ("tiny", "tiny_h-96", "tiny_h-96_w-64_precision-bf16"):
-        assert evaluation(run / f"eval-{name}").dataset == "tiny"
 
 
 def test_features_of_images_that_were_replaced_are_made_anew(straight, script, tmp_path):
@@ -148,15 +147,17 @@ def test_features_of_images_that_were_replaced_are_made_anew(straight, script, t
     flags[-1] = tmp_path / "run" / "weights.pth"
     for path in (folder / "images").iterdir():
         path.write_bytes(path.read_bytes().ljust(5000, b"\0"))
+    path = tmp_path / "run" / "eval-tiny" / "features.h5"
     assert script("evaluate.py", *flags).returncode == 0
-    before = read_features(tmp_path / "run" / "eval-tiny" / "features.h5").query.features
+    before = read_features(path).query.features
     one, two = sorted((folder / "images").iterdir())[-4::3]
     content = one.read_bytes(), two.read_bytes()
     two.write_bytes(content[0])
     one.write_bytes(content[1])
     assert script("evaluate.py", *flags).returncode == 0
-    after = read_features(tmp_path / "run" / "eval-tiny" / "features.h5").query.features
-    assert (before != after).any()
+    (other,) = (p for p in path.parent.parent.glob("eval-*/features.h5") if p != path)
+    assert (read_features(path).query.features == before).all()  # an evaluation is not overwritten
+    assert (read_features(other).query.features != before).any()
 
 
 def test_existing_runs_are_kept(straight, script, small_run):

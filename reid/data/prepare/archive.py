@@ -1,5 +1,8 @@
-"""Files of a folder, zip or tar under one interface. Archives are never unpacked: wanted members are copied out
-under names of our own, after every member was checked."""
+"""Files of a folder, zip or tar behind one interface.
+
+Archives are never unpacked. Every member is checked first; the wanted members are then
+copied out under new names.
+"""
 
 import lzma
 import os
@@ -9,12 +12,12 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from operator import attrgetter
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -24,65 +27,23 @@ from reid.files import link_or_copy
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAX_MEMBERS = 2_000_000
-MAX_IMAGE = 64 << 20  # bytes of one image file; a person crop has some thousand
-DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError,
-          RuntimeError, NotImplementedError)  # fmt: skip
+MAX_IMAGE = 64 << 20  # bytes of one image file; an image of a person has some thousand
+FORMAT_ERRORS = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError)
+DAMAGE = (*FORMAT_ERRORS, EOFError, OSError, ValueError, RuntimeError)
 
 
-@dataclass(frozen=True)
-class Source:
-    """Regular files by relative name ('/' between parts), sorted, with their sizes in bytes."""
-
-    path: Path
-    sizes: dict[str, int]
-    stream: Callable[[Collection[str]], Iterator[tuple[str, IO[bytes]]]]  # opens the named files in stored order
-    scratch: Path | None = None  # where members of an archive can be extracted; None for a folder
-
-    def file(self, name: str) -> Path:
-        """A named file as a path: where it lies, or extracted for as long as the source is open."""
-        if self.scratch is None:
-            return self.path / name
-        path = self.scratch / PurePosixPath(name).name
-        try:
-            self.place({name: [path]})
-        except OSError as e:
-            raise InputError(f"{self.path}: {name} cannot be extracted to {self.scratch} ({e}); set TMPDIR") from e
-        return path
-
-    def read(self, name: str) -> bytes:
-        return b"".join(file.read() for _, file in self.opened([name]))
-
-    def place(self, wanted: dict[str, list[Path]], link: bool = False) -> None:
-        """Copies each named file byte for byte to its paths (or makes links to it), with a progress bar."""
-        if link and self.scratch is not None:
-            raise InputError(f"{self.path} is an archive, and its images can only be copied; unpack it to link them")
-        if link:
-            for name, paths in tqdm(wanted.items(), "linking", unit=" images", disable=None):
-                for path in paths:
-                    link_or_copy(self.path / name, path)
-            return
-        for name, file in tqdm(self.opened(wanted), "copying", len(wanted), unit=" images", disable=None):
-            with open(wanted[name][0], "wb") as out:
-                shutil.copyfileobj(file, out)
-            for path in wanted[name][1:]:
-                shutil.copyfile(wanted[name][0], path)
-
-    def opened(self, names: Collection[str]) -> Iterator[tuple[str, "Reader"]]:
-        """(name, open file) of the named files; damage met when they are opened or read raises InputError."""
-        files = self.stream(names)
-        name = next(iter(names), "")
-        while True:
-            with damage(self.path, name):
-                entry = next(files, None)
-            if entry is None:
-                return
-            name, file = entry
-            yield name, Reader(file, self.path, name)
+@contextmanager
+def damage(path: Path, what: str, more: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Around reading: an error of DAMAGE or `more` becomes an InputError that names the file."""
+    try:
+        yield
+    except DAMAGE + more as e:
+        raise InputError(f"{path}: {what} cannot be read ({e}); the download may be cut short. Get it again") from e
 
 
 @dataclass(frozen=True)
 class Reader:
-    """A file whose damage, met while it is read, is told from trouble with what is written."""
+    """A file to read from. Its errors become InputError, unlike errors of writing the copy."""
 
     file: IO[bytes]
     path: Path
@@ -93,55 +54,92 @@ class Reader:
             return self.file.read(size)
 
 
-@contextmanager
-def damage(path: Path, what: str) -> Iterator[None]:
-    try:
-        yield
-    except DAMAGE as e:
-        raise InputError(f"{path}: {what} cannot be read ({e}); was the download cut short? Get it again") from e
+@dataclass(frozen=True)
+class Source:
+    """Regular files by relative name ('/' between its parts), sorted."""
+
+    path: Path
+    sizes: dict[str, int]  # bytes of each file
+    opener: Callable[[str], IO[bytes]]
+    offsets: dict[str, int] = field(default_factory=dict)  # positions in an archive
+    scratch: Path | None = None  # where members of an archive can be extracted; None for a folder
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[Reader]:
+        with damage(self.path, name):
+            file = self.opener(name)
+        with file:
+            yield Reader(file, self.path, name)
+
+    def read(self, name: str) -> bytes:
+        with self.open(name) as file:
+            return file.read()
+
+    def file(self, name: str) -> Path:
+        """The path of a file. A member of an archive is extracted until the source is closed."""
+        if self.scratch is None:
+            return self.path / name
+        path = self.scratch / PurePosixPath(name).name
+        try:
+            self.place({name: [path]})
+        except OSError as e:
+            raise InputError(
+                f"{self.path}: {name} cannot be extracted to {self.scratch} ({e}); "
+                "set TMPDIR to a folder with more space"
+            ) from e
+        return path
+
+    def place(self, wanted: dict[str, list[Path]], link: bool = False) -> None:
+        """Copies each named file to its paths, or links them to it, with a progress bar."""
+        if link and self.scratch is not None:
+            raise InputError(f"{self.path} is an archive, so its images can only be copied; unpack it to link them")
+        # A compressed tar can only be read forwards.
+        names = sorted(wanted, key=lambda name: self.offsets.get(name, 0))
+        for name in tqdm(names, "linking" if link else "copying", unit=" images", disable=None):
+            first, *others = wanted[name]
+            if link:
+                for path in wanted[name]:
+                    link_or_copy(self.path / name, path)
+                continue
+            with self.open(name) as file, open(first, "wb") as out:
+                shutil.copyfileobj(file, out)
+            for path in others:
+                shutil.copyfile(first, path)
 
 
 @contextmanager
 def open_source(path: str | Path) -> Iterator[Source]:
-    """The files of a folder, .zip, .tar(.gz, .bz2, .xz) or of one single file.
+    """The files of a folder, of a .zip or .tar(.gz, .bz2, .xz), or one single file.
 
-    Raises MissingInput; InputError for a damaged or encrypted archive, a member with an absolute name or '..', a
-    link, a device, a name that is there twice, and for sizes or counts of no real dataset (archive bombs).
+    Raises MissingInput, or InputError for damaged and encrypted archives, archive bombs,
+    and members that are links, devices, outside the target folder or there twice.
     """
     path = Path(path)
     if not path.exists():
-        raise MissingInput(f"--source {path} is not there; give the archive as downloaded, or its folder")
+        raise MissingInput(f"--source {path} does not exist; give the archive as downloaded, or its folder")
     if path.is_dir():
-        yield Source(path, dict(sorted(walk(path))), lambda names: open_files(path, names))
+        yield in_folder(path, dict(sorted(walk(path))))
         return
     with damage(path, f"the archive ({path.stat().st_size:,} bytes)"):
         archive = open_archive(path)
-    if archive is None:  # one file, a .mat for instance
-        yield Source(path.parent, {path.name: path.stat().st_size}, lambda names: open_files(path.parent, names))
+    if archive is None:  # one file, for example a .mat
+        yield in_folder(path.parent, {path.name: path.stat().st_size})
         return
-    with archive:
+    with archive, tempfile.TemporaryDirectory() as scratch:
         with damage(path, "the list of members"):
-            members = checked(path, tar_members(archive) if is_tar(archive) else zip_members(archive))
-        sizes = {name: members[name][1] for name in sorted(members)}
-        with tempfile.TemporaryDirectory() as scratch:
-            yield Source(path, sizes, lambda names: open_members(archive, members, names), Path(scratch))
+            members = checked(path, members_of(archive))
+        names = sorted(members)
+        sizes = {name: members[name].size for name in names}
+        offsets = {name: members[name].offset for name in names}
+        yield Source(path, sizes, lambda name: members[name].open(), offsets, Path(scratch))
 
 
-def open_archive(path: Path) -> zipfile.ZipFile | tarfile.TarFile | None:
-    name = path.name.lower()
-    if name.endswith(".zip"):
-        return zipfile.ZipFile(path)
-    if name.endswith(ARCHIVES):
-        return tarfile.open(path)
-    return None
-
-
-def is_tar(archive) -> bool:
-    return isinstance(archive, tarfile.TarFile)
+def in_folder(folder: Path, sizes: dict[str, int]) -> Source:
+    return Source(folder, sizes, lambda name: open(folder / name, "rb"))
 
 
 def walk(folder: Path) -> Iterator[tuple[str, int]]:
-    """Files below a folder; linked folders are followed, each real folder once."""
+    """(name, bytes) of the files below a folder. Links are followed, each real folder once."""
     seen: set[str] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [f for f in folders if not f.startswith((".", "__MACOSX"))]
@@ -150,60 +148,62 @@ def walk(folder: Path) -> Iterator[tuple[str, int]]:
             continue
         seen.add(os.path.realpath(parent))
         for file in files:
-            full = os.path.join(parent, file)
-            if os.path.isfile(full) and not file.startswith("."):
-                yield Path(full).relative_to(folder).as_posix(), os.path.getsize(full)
+            path = Path(parent, file)
+            if not file.startswith(".") and path.is_file():
+                yield path.relative_to(folder).as_posix(), path.stat().st_size
 
 
-def open_files(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, IO[bytes]]]:
-    for name in names:
-        with open(folder / name, "rb") as file:
-            yield name, file
+class Member(NamedTuple):
+    """One file of an archive."""
+
+    name: str
+    size: int  # bytes, as the archive claims
+    offset: int
+    open: Callable[[], Any]  # as a binary file
+    problem: str  # why it cannot be used, or ""
 
 
-def zip_members(archive: zipfile.ZipFile) -> Iterator[tuple[str, zipfile.ZipInfo, int, str | None]]:
-    """(name, member, size, what is wrong with it) of each file."""
+def open_archive(path: Path) -> zipfile.ZipFile | tarfile.TarFile | None:
+    name = path.name.lower()
+    if name.endswith(".zip"):
+        return zipfile.ZipFile(path)
+    return tarfile.open(path) if name.endswith(ARCHIVES) else None
+
+
+def members_of(archive: zipfile.ZipFile | tarfile.TarFile) -> Iterator[Member]:
+    """The members that are not folders."""
+    if isinstance(archive, tarfile.TarFile):
+        for tar in archive:
+            if not tar.isdir():
+                problem = "" if tar.isreg() else "is a link or device"
+                yield Member(tar.name, tar.size, tar.offset_data, partial(archive.extractfile, tar), problem)
+        return
     for info in archive.infolist():
-        mode = info.external_attr >> 16
-        wrong = "is encrypted; unpack it yourself and give the folder" if info.flag_bits & 1 else None
-        if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-            wrong = "is a link or device"
-        if not info.is_dir() or wrong:
-            yield info.filename, info, info.file_size, wrong
+        problem = "is encrypted; unpack it yourself and give the folder" if info.flag_bits & 1 else ""
+        if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            problem = "is a link or device"
+        if problem or not info.is_dir():
+            yield Member(info.filename, info.file_size, info.header_offset, partial(archive.open, info), problem)
 
 
-def tar_members(archive: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo, int, str | None]]:
-    for info in archive:
-        if not info.isdir():
-            yield info.name, info, info.size, None if info.isreg() else "is a link or device"
-
-
-def checked(path: Path, members: Iterable[tuple]) -> dict[str, tuple]:
-    """{name: (member, size)} when every member can be trusted; stops at the first that cannot."""
-    kept: dict[str, tuple] = {}
+def checked(path: Path, members: Iterable[Member]) -> dict[str, Member]:
+    """{name: member}. Raises InputError at the first member that is not safe."""
+    kept: dict[str, Member] = {}
     total, most = 0, (100 << 20) + 100 * path.stat().st_size
-    for count, (raw, member, size, wrong) in enumerate(members):
-        name = raw.replace("\\", "/")
-        parts = PurePosixPath(name).parts
-        total += size
-        if name.startswith("/") or ".." in parts or (parts and ":" in parts[0]) or not parts:
-            wrong = "would leave the folder it is unpacked in"
-        elif size > MAX_IMAGE and name.lower().endswith(IMAGES):
-            wrong = f"claims {size:,} bytes, too many for an image"
-        elif total > most or count >= MAX_MEMBERS:
-            wrong = f"brings the content to {count + 1:,} files and {total:,} bytes, too much for this archive"
-        elif str(PurePosixPath(name)) in kept:
-            wrong = "is there twice"
-        if wrong:
-            raise InputError(f"{path}: member {raw!r} {wrong}; this is no archive of a dataset as published")
-        if "__MACOSX" not in parts and not parts[-1].startswith("."):
-            kept[str(PurePosixPath(name))] = (member, size)
+    for count, member in enumerate(members, 1):
+        name, problem = member.name.replace("\\", "/"), member.problem
+        pure = PurePosixPath(name)
+        total += member.size
+        if pure.is_absolute() or ".." in pure.parts or not pure.parts or ":" in pure.parts[0]:
+            problem = "would be written outside the target folder"
+        elif member.size > MAX_IMAGE and name.lower().endswith(IMAGES):
+            problem = f"claims {member.size:,} bytes, too many for an image"
+        elif total > most or count > MAX_MEMBERS:
+            problem = f"brings the content to {count:,} files and {total:,} bytes, too much for this archive"
+        elif str(pure) in kept:
+            problem = "occurs twice"
+        if problem:
+            raise InputError(f"{path}: member {member.name!r} {problem}; this is not a dataset archive as published")
+        if "__MACOSX" not in pure.parts and not pure.name.startswith("."):
+            kept[str(pure)] = member
     return kept
-
-
-def open_members(archive, members: dict[str, tuple], names: Collection[str]) -> Iterator[tuple[str, IO[bytes]]]:
-    """In the order in which the archive stores them: a compressed tar can only be read forwards."""
-    place = attrgetter("offset_data" if is_tar(archive) else "header_offset")
-    for name in sorted(names, key=lambda n: place(members[n][0])):
-        with (archive.extractfile if is_tar(archive) else archive.open)(members[name][0]) as file:
-            yield name, file

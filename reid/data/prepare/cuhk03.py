@@ -1,7 +1,10 @@
-"""CUHK03: images inside cuhk-03.mat (MATLAB v7.3), split by the 767/700 protocol or by the 20 classic splits; or
-the CUHK03-NP folders, which are of Market-1501's form."""
+"""CUHK03, with the 767/700 protocol or the 20 classic splits.
+
+list[ImageRow] are inside cuhk-03.mat (MATLAB v7.3). CUHK03-NP has the folders of Market-1501.
+"""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import h5py
@@ -11,67 +14,81 @@ from PIL import Image as PILImage
 from tqdm import tqdm
 
 from reid.data.prepare import market
-from reid.data.prepare.archive import MAX_IMAGE, Source
-from reid.data.prepare.plan import Plan, Split
+from reid.data.prepare.archive import MAX_IMAGE, Source, damage
+from reid.data.prepare.plan import ImageRow, Plan, Split
 from reid.errors import InputError
 
-UNREADABLE = (OSError, KeyError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError, RuntimeError)
+MAT = "cuhk-03.mat"
+# what h5py and NumPy raise for a file of another form, besides what damaged files raise
+MALFORMED = (LookupError, TypeError, AttributeError)
+Cells = dict[str, h5py.Reference]  # where the pixels of each image are
 
 
 def plan(source: Source, kind: str) -> Plan:
-    """The 767/700 protocol. kind: boxes 'labeled' by hand or 'detected'."""
-    mat = find(source, "cuhk-03.mat")
+    """The 767/700 protocol. kind: boxes "labeled" by hand or "detected"."""
+    mat = find(source, MAT)
     if mat is None:
         return market.plan(source, 2, below=kind)
+    config = find_config(source, kind)
+    images, split = read_protocol(config)
+    cells = {file: cell for file, _, _, cell in cells_of(mat, kind)}
+    absent = [file for file, _, _ in images if file not in cells]
+    if absent or len(images) != len(cells):
+        raise InputError(
+            f"{config} does not belong to the {kind} images of {mat}: it lists {len(images):,} images, of "
+            f"which {len(absent):,} are not among the {len(cells):,} there {absent[:3]}"
+        )
+    return Plan(images, [split], 2, place=partial(place, mat, cells))
+
+
+def find_config(source: Source, kind: str) -> Path:
+    """The protocol file, in the source or beside it."""
     name = f"cuhk03_new_protocol_config_{kind}.mat"
-    config = find(source, name) or next(
-        (p for p in (source.path / name, source.path.parent / name) if p.is_file()), None
+    for path in (find(source, name), source.path / name, source.path.parent / name):
+        if path and path.is_file():
+            return path
+    classic = "cuhk03_classic" + ("_detected" if kind == "detected" else "")
+    raise InputError(
+        f"{source.path} has {MAT} but no {name}; put that file beside it, or prepare {classic}, which does not need it"
     )
-    if config is None:
-        raise InputError(f"{source.path} has cuhk-03.mat but no {name}; put that file beside it, or prepare "
-                         f"cuhk03_classic{'_detected' if kind == 'detected' else ''}, which needs none")  # fmt: skip
+
+
+def read_protocol(config: Path) -> tuple[list[ImageRow], Split]:
     try:
         protocol = scipy.io.loadmat(config)
         files = [str(cell.item()) for cell in protocol["filelist"].ravel()]
         pids, cameras = (protocol[key].ravel().astype(int).tolist() for key in ("labels", "camId"))
-        rows = [(protocol[f"{s}_idx"].ravel().astype(int) - 1).tolist() for s in ("train", "query", "gallery")]
-        images = [(file, pid, camera - 1) for file, pid, camera in zip(files, pids, cameras, strict=True)]
-        assert_rows(rows, images)
-    except Exception as e:  # for a damaged file scipy raises MatReadError, ValueError, zlib.error and others
-        raise InputError(f"{config} is no readable protocol file of CUHK03 ({e}); get it again") from e
-    cells = {file: cell for file, _, _, cell in cells_of(mat, kind)}
-    absent = [file for file in files if file not in cells]
-    if absent or len(files) != len(cells):
-        raise InputError(f"{config} does not belong to the {kind} images of {mat}: it lists {len(files):,} images, of "
-                         f"which {len(absent):,} are not among the {len(cells):,} there {absent[:3]}")  # fmt: skip
-    return Plan(images, [Split(*rows)], 2, place=lambda wanted: place(mat, cells, wanted))
-
-
-def assert_rows(rows: list[list[int]], images: list) -> None:
-    if not all(0 <= row < len(images) for subset in rows for row in subset):
-        raise ValueError(f"an index is outside 1 to {len(images)}")
-    if not all(pid >= 0 and camera in (0, 1) for _, pid, camera in images):
-        raise ValueError("a label is negative or a camera is not 1 or 2")
+        images = [(file, pid, cam - 1) for file, pid, cam in zip(files, pids, cameras, strict=True)]
+        keys = ("train_idx", "query_idx", "gallery_idx")
+        rows = [(protocol[key].ravel().astype(int) - 1).tolist() for key in keys]
+        if not all(0 <= row < len(images) for subset in rows for row in subset):
+            raise ValueError(f"an index is outside 1 to {len(images)}")
+        if not all(pid >= 0 and camera in (0, 1) for _, pid, camera in images):
+            raise ValueError("a label is negative or a camera is not 1 or 2")
+        return images, Split(*rows)
+    except Exception as e:  # scipy raises MatReadError, zlib.error and others
+        raise InputError(f"{config} is not a readable protocol file of CUHK03 ({e}); get it again") from e
 
 
 def plan_classic(source: Source, kind: str) -> Plan:
-    """The 20 classic splits: 100 test identities each, all their images being query and gallery."""
-    mat = find(source, "cuhk-03.mat")
+    """The 20 classic splits of 100 test identities; all their images are query and gallery."""
+    mat = find(source, MAT)
     if mat is None:
-        raise market.missing_part(source, "cuhk-03.mat", ["cuhk-03.mat (cuhk03_release.zip)"])
-    images: list[tuple[str, int, int]] = []
-    cells: dict[str, h5py.Reference] = {}
-    numbers: dict[tuple[int, int], int] = {}  # (camera pair, identity in it) -> pid, from 1 as the new protocol has it
+        raise market.missing_part(source, MAT, [f"{MAT} (cuhk03_release.zip)"])
+    images: list[ImageRow] = []
+    cells: Cells = {}
+    pids: dict[tuple[int, int], int] = {}  # (pair, identity) -> pid from 1, as in the new protocol
     for file, person, camera, cell in cells_of(mat, kind):
-        images.append((file, numbers.setdefault(person, len(numbers) + 1), camera))
+        images.append((file, pids.setdefault(person, len(pids) + 1), camera))
         cells[file] = cell
     splits = []
-    for test in test_sets(mat):
-        pids = {numbers.get(person) for person in test}
-        rows = [i for i, image in enumerate(images) if image[1] in pids]
-        splits.append(Split([i for i, image in enumerate(images) if image[1] not in pids], rows, rows))
-    return Plan(images, splits, 2, note="classic protocol: all test images are query and gallery",
-                place=lambda wanted: place(mat, cells, wanted))  # fmt: skip
+    for people in test_sets(mat):
+        chosen = {pids.get(person) for person in people}
+        test = [row for row, image in enumerate(images) if image[1] in chosen]
+        train = [row for row, image in enumerate(images) if image[1] not in chosen]
+        splits.append(Split(train, test, test))
+    note = "classic protocol: all test images are query and gallery"
+    return Plan(images, splits, 2, note=note, place=partial(place, mat, cells))
 
 
 def find(source: Source, file: str) -> Path | None:
@@ -81,39 +98,35 @@ def find(source: Source, file: str) -> Path | None:
 
 
 def cells_of(mat: Path, kind: str) -> Iterator[tuple[str, tuple[int, int], int, h5py.Reference]]:
-    """(name, (pair, identity) from 1, camera 0 or 1, reference to the pixels) of each image: five camera pairs, M
-    identities by 10 cells each, 1-5 of the first camera and 6-10 of the second; some cells are empty."""
-    try:
-        with h5py.File(mat, "r") as file:
-            for pair, reference in enumerate(file[kind][:].ravel(), 1):
-                for identity, row in enumerate(file[reference][:].T, 1):
-                    for number, cell in enumerate(row, 1):
-                        if file[cell].ndim == 3:
-                            view = 1 if number <= 5 else 2
-                            name = f"{pair}_{identity:03d}_{view}_{number:02d}.png"
-                            yield name, (pair, identity), view - 1, cell
-    except UNREADABLE as e:
-        raise InputError(f"{mat} is no readable cuhk-03.mat ({e}); was the download cut short? Get it again") from e
+    """(name, (pair, identity) from 1, camera from 0, reference to the pixels) of each image.
+
+    The file has five camera pairs of M identities by 10 cells: 1-5 from the first camera
+    and 6-10 from the second. Some cells are empty.
+    """
+    with damage(mat, f"{kind} images", MALFORMED), h5py.File(mat, "r") as file:
+        for pair, reference in enumerate(file[kind][:].ravel(), 1):
+            for identity, row in enumerate(file[reference][:].T, 1):
+                for number, cell in enumerate(row, 1):
+                    if file[cell].ndim == 3:
+                        view = 1 if number <= 5 else 2
+                        name = f"{pair}_{identity:03d}_{view}_{number:02d}.png"
+                        yield name, (pair, identity), view - 1, cell
 
 
 def test_sets(mat: Path) -> list[list[tuple[int, int]]]:
-    """(camera pair, identity), both from 1, of the test identities of each split."""
-    try:
-        with h5py.File(mat, "r") as file:
-            return [[(int(a), int(b)) for a, b in file[ref][:].T] for ref in file["testsets"][:].ravel()]
-    except UNREADABLE as e:
-        raise InputError(f"{mat}: testsets cannot be read ({e}); get the file again") from e
+    """(pair, identity), both from 1, of the test identities of each split."""
+    with damage(mat, "testsets", MALFORMED), h5py.File(mat, "r") as file:
+        return [[(int(a), int(b)) for a, b in file[ref][:].T] for ref in file["testsets"][:].ravel()]
 
 
-def place(mat: Path, cells: dict[str, h5py.Reference], wanted: dict[str, list[Path]]) -> None:
-    """Writes each image as PNG, which loses nothing. The file stores (channel, column, row)."""
+def place(mat: Path, cells: Cells, wanted: dict[str, list[Path]]) -> None:
+    """Writes each image as PNG, which is lossless. The file stores (channel, column, row)."""
     with h5py.File(mat, "r") as file:
         for name, paths in tqdm(wanted.items(), "writing", unit=" images", disable=None):
-            try:
-                if file[cells[name]].size > MAX_IMAGE:
-                    raise ValueError(f"{file[cells[name]].shape} is no image of a person")
-                image = PILImage.fromarray(np.ascontiguousarray(file[cells[name]][:].T))
-            except UNREADABLE as e:
-                raise InputError(f"{mat}: image {name} cannot be read ({e}); get the file again") from e
+            with damage(mat, f"image {name}", MALFORMED):
+                cell = file[cells[name]]
+                if cell.size > MAX_IMAGE:
+                    raise ValueError(f"{cell.shape} is too large for an image of a person")
+                image = PILImage.fromarray(np.ascontiguousarray(cell[:].T))
             for path in paths:
                 image.save(path)

@@ -1,0 +1,167 @@
+"""The work of evaluate: features of a file or of weights are scored, printed and saved."""
+
+import logging
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from reid.commands.evaluate import Request
+from reid.config import Config
+from reid.data.prepare import folder_of, open_dataset
+from reid.data.read import read_json
+from reid.device import find_hardware, resolve_precision, set_up
+from reid.errors import InputError
+from reid.evaluation import splits
+from reid.evaluation.features import Features, read_features
+from reid.evaluation.record import USUAL, Record, Scoring, folder_for, with_words, words
+from reid.evaluation.results import evaluate
+from reid.files import locked, sha256, writing
+from reid.inference.testset import Extraction
+from reid.models.layers import check_height
+from reid.models.weights import read_weights
+from reid.processes import connected
+from reid.profiles import from_flags
+from reid.runs import evaluation_folder, newest_weights
+
+logger = logging.getLogger(__name__)
+
+
+def score_file(request: Request) -> None:
+    """Scores anybody's features: the result goes beside a features.h5, else to exp_dir/features/."""
+    config = request.config
+    hardware = find_hardware(config.device, config.gpus, warn=False)
+    set_up(hardware, "fp32")
+    path = Path(config.features)
+    features = read_features(path)
+    folder = path.parent if path.name == "features.h5" else Path(config.exp_dir, "features", path.stem)
+    if request.splits:
+        config = replace(config, split=request.splits[0])  # whose images the report shows
+    with locked(folder):
+        score(features, config, hardware.device, folder, *request.given.get("dataset_type", ())[:1])
+
+
+def score(features: Features, config: Config, device: torch.device, base: Path, dataset: str = "") -> splits.Scored:
+    """Prints and saves a Result, in `base` or beside it when settings differ. dataset: shown by the report."""
+    scoring = Scoring(
+        ap=config.ap,
+        cmc=config.cmc,
+        metric=config.metric,
+        rerank=config.rerank,
+        query_expansion=config.query_expansion,
+        cameras=not config.no_cameras,
+    )
+    on_gpu = device if device.type == "cuda" else None
+    result = evaluate(features, scoring, camera_pairs=config.camera_pairs, fpr=config.fpr, device=on_gpu)
+    folder = folder_for(base, result.record, replace(features.record, covered=0, scoring=USUAL))
+    with writing(folder):
+        result.save(folder)
+    print(f"{result}\nresult in {folder}")
+    if config.report:
+        from reid.report.write import Place, write_report
+
+        run = base.parent if (base.parent / "config.json").is_file() else None
+        place = Place(folder, run, None, dataset or result.record.dataset or "")
+        runs = [run] if run else []
+        write_report(place, result, config.dataset_path, config.split, runs, 10, config.rerank, config.query_expansion)
+    return splits.Scored.of(result, folder)
+
+
+def score_weights(request: Request) -> None:
+    """Scores weights on each dataset, in one of several processes or alone."""
+    asked = request.config
+    weights = Path(asked.pretrained_weights_dir or newest_weights(asked.exp_dir, asked.datasets))
+    model, trained = read_weights(weights)
+    config = from_flags(request.given, trained.for_evaluation())
+    check_height(config.h, config.stripes)
+    hardware = find_hardware(config.device, config.gpus)
+    precision = set_up(hardware, config.precision)
+    record = Record(weights=sha256(weights), h=config.h, w=config.w, flip=True, precision=precision)
+    with connected(hardware.device) as here:
+        extraction = Extraction(
+            model=model.to(hardware.device, memory_format=torch.channels_last),
+            device=hardware.device,
+            record=record,
+            batch_size=config.batch_size,
+            num_workers=config.num_workers,
+            here=here,
+        )
+        evaluation = Evaluation(weights, trained, config, extraction)
+        for name in config.dataset_type:
+            evaluation.score_dataset(folder_of(name, "").name, request.splits)  # an alias by its own name
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Weights that are scored. trained: the configuration of their training."""
+
+    weights: Path
+    trained: Config
+    config: Config
+    extraction: Extraction
+
+    @property
+    def usual(self) -> Record:
+        """What a folder's name leaves out: the settings of the weights, and default scoring."""
+        own = self.trained.for_evaluation()
+        precision = resolve_precision(own.precision, self.extraction.device)
+        size = {"h": own.h, "w": own.w}
+        return Record(split=own.split, flip=True, precision=precision, covered=0, scoring=USUAL, **size)
+
+    def score_dataset(self, name: str, wanted: tuple[int, ...] | None) -> None:
+        """Scores the wanted splits of a dataset; of several also their mean."""
+        first, numbers = self.extraction.here.first, self.splits_of(name, wanted)
+        base = evaluation_folder(self.weights, self.config.exp_dir, name)
+        with locked(base) if first else nullcontext():  # so that folders are chosen one after the other
+            bands = [self.score_split(name, number, base) for number in numbers]
+            for scored in zip(*bands) if first and len(numbers) > 1 else ():
+                self.summarise(scored, base, "all" if wanted is None else "-".join(map(str, numbers)))
+
+    def splits_of(self, name: str, wanted: tuple[int, ...] | None) -> list[int]:
+        """The numbers of the wanted splits: () is that of the training, None all. Raises InputError."""
+        if wanted == ():
+            return [self.config.split]
+        path = folder_of(name, self.config.dataset_path) / "splits.json"
+        if not path.exists():
+            open_dataset(name, self.config.dataset_path)  # prepares it
+        count = len(read_json(path, list))
+        numbers = list(range(count)) if wanted is None else list(wanted)
+        if absent := [n for n in numbers if n >= count]:
+            raise InputError(
+                f"{path} has {count} entries, so --split {absent[0]} is not there; use 0 to {count - 1}, or all"
+            )
+        return numbers
+
+    def score_split(self, name: str, split: int, base: Path) -> list[splits.Scored]:
+        """Scores one split, and again with each covered band; empty on other ranks than 0."""
+        dataset = open_dataset(name, self.config.dataset_path, split)
+        extraction, device = self.extraction, self.extraction.device
+        first, config = extraction.here.first, replace(self.config, split=split)
+        record, folder = extraction.record_of(name, split, dataset), base
+        if first:
+            print(f"{self.weights} on {dataset}")
+            trained = [folder_of(n, "").name for n in self.trained.dataset_type]
+            if name in trained and split != self.trained.split:
+                logger.warning(
+                    f"the weights were trained on split {self.trained.split} of {name}; where test identities of "
+                    f"split {split} are among its training identities, the scores are too high"
+                )
+            folder = folder_for(base, record, self.usual)
+        features = extraction.features(folder / "features.h5", dataset, record)
+        scored = [score(features, config, device, folder, name)] if features else []
+        for band in filter(None, config.occlude):
+            covered = extraction.covered(features, dataset, band)
+            if covered:
+                print(f"\nband {band} of 6 of each query image is covered")
+                scored.append(score(covered, config, device, folder, name))
+        return scored
+
+    def summarise(self, scored: tuple[splits.Scored, ...], base: Path, numbers: str) -> None:
+        """Prints and saves the mean of several splits."""
+        content = splits.summary(scored)
+        record = replace(scored[0].record, split=self.usual.split)
+        wanted = with_words(base, [f"splits-{numbers}", *words(record, self.usual)])
+        with writing(wanted):
+            folder = splits.save(content, wanted)
+        print(f"\n{splits.as_text(content)}\nsummary in {folder / 'splits.json'}")

@@ -1,0 +1,71 @@
+"""The features of a dataset's test images: extracted into a file, and again with a covered band."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor, device, nn
+
+from reid.data.loader import ImageStore, in_order
+from reid.data.records import Dataset
+from reid.data.transforms import cover
+from reid.evaluation.features import Features, read_features
+from reid.evaluation.record import Record
+from reid.inference.describe import content_of, extract, extract_file
+from reid.processes import World, part_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extraction:
+    """A model and the settings with which test images become features.
+
+    record: weights, input size, flip and precision; a test set adds the rest. here: this process among all that
+    extract together; each decodes its part of every batch.
+    """
+
+    model: nn.Module
+    device: device
+    record: Record
+    batch_size: int
+    num_workers: int
+    here: World
+
+    def record_of(self, name: str, split: int, dataset: Dataset) -> Record:
+        """The record of a dataset's whole test images. Digests only on rank 0, which alone writes."""
+        known = {}
+        if self.here.first:
+            content = content_of([*dataset.query, *dataset.gallery])
+            known = {"fingerprint": dataset.fingerprint, "content": content}
+        return replace(self.record, dataset=name, split=split, covered=0, **known)
+
+    def store(self, dataset: Dataset) -> ImageStore:
+        """The query images and then the gallery images."""
+        images = [*dataset.query, *dataset.gallery]
+        return ImageStore(images, self.record.h, self.record.w, self.num_workers, device=self.device)
+
+    def batches(self, store: ImageStore, start: int, stop: int) -> Iterator[Tensor]:
+        """This process's part of each batch of images start .. stop."""
+        rows = in_order(stop, self.batch_size, start)
+        return store.batches([part_of(batch, self.here) for batch in rows])
+
+    def features(self, path: Path, dataset: Dataset, record: Record) -> Features | None:
+        """The features in the file `path`, which is completed or reused; None on other ranks than 0."""
+        store = self.store(dataset)
+        sides = {"query": dataset.query, "gallery": dataset.gallery}
+
+        def load(start: int) -> Iterator[Tensor]:
+            return self.batches(store, start, len(store.paths))
+
+        extract_file(path, self.model, load, sides, record, self.device)
+        return read_features(path) if self.here.first else None
+
+    def covered(self, features: Features | None, dataset: Dataset, band: int) -> Features | None:
+        """The features with a band of each query image covered; None on other ranks than 0."""
+        count, r = len(dataset.query), self.record
+        batches = self.batches(self.store(dataset), 0, count)
+        images = (cover(pixels, band) for pixels in batches)
+        found = extract(self.model, images, count, self.device, r.flip, r.precision)
+        if features is None:
+            return None
+        query = replace(features.query, features=found)
+        return replace(features, query=query, record=replace(features.record, covered=band))

@@ -1,0 +1,134 @@
+"""Weights of other programs -> files that this project can use.
+
+The published RRID in any form becomes a weights file of this project. A backbone with
+torchvision's names under any prefix becomes initial weights for --pretrained.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from reid.config import Config
+from reid.errors import InputError
+from reid.files import atomic_file, writing
+from reid.models import build_model
+from reid.models.backbone import build_backbone
+from reid.models.layers import check_height
+from reid.models.published import from_published, is_published
+from reid.models.tensors import save_tensors
+from reid.models.weights import fill, read_any, save_weights
+from reid.variants import BACKBONES
+
+MAX_NETWORKS = 20  # in one file; more are damaged or hostile names
+
+
+@dataclass(frozen=True)
+class Imported:
+    """The content of a file, and the part of it that was taken."""
+
+    kind: str  # for people
+    tensors: list[str]  # names in the file, without prefixes of DataParallel and torch.compile
+    taken: set[str]  # those of them that were written
+    other: list[str]  # names of entries that are not tensors
+
+
+@dataclass(frozen=True)
+class Match:
+    """How the tensors under a prefix fit a backbone."""
+
+    backbone: str
+    prefix: str
+    found: list[str]  # names without the prefix
+    missing: list[str]  # absent or of another shape
+    unknown: list[str]
+
+    @property
+    def misfits(self) -> list[str]:
+        return self.missing + self.unknown
+
+
+def import_weights(source: Path, target: Path, h: int, w: int) -> Imported:
+    """Reads any weights file without running its code, and writes `target`.
+
+    h, w: the input size that the published layout does not contain, in pixels. Raises
+    MissingInput, InputError.
+    """
+    state, other = read_any(source)
+    if is_published(state):
+        kind = import_published(state, source, target, h, w)
+        return Imported(kind, list(state), set(state), other)
+    match = find_backbone(state, source)
+    names = {name: match.prefix + name for name in match.found}
+    check_finite({k: state[k] for k in names.values()}, source)
+    with writing(target), atomic_file(target) as temporary:
+        save_tensors(temporary, {name: state[k] for name, k in names.items()})
+    prefix = match.prefix or "nothing"
+    kind = f"{match.backbone} (names begin with {prefix}); use it with --pretrained"
+    return Imported(kind, list(state), set(names.values()), other)
+
+
+def import_published(state: dict[str, Tensor], source: Path, target: Path, h: int, w: int) -> str:
+    """Writes a weights file of this project and returns its description."""
+    if bad := [k for k in state if re.match(r"local_\d{3,}_", k)]:
+        raise InputError(f"{source}: {bad[0]}: a stripe count has at most two digits")
+    try:
+        ours, stripes, classes = from_published(dict(state))
+    except (InputError, RuntimeError, IndexError) as e:  # torch's, for shapes that do not match
+        raise InputError(f"{source}: {e}") from e
+    check_finite(state, source)
+    check_height(h, stripes)
+    config = Config(stripes=stripes, h=h, w=w, pretrained="none")
+    fill(build_model(config, classes), ours, source)
+    with writing(target):
+        save_weights(target, {"config": config.to_json(), "classes": classes, "state": ours})
+    heads = f"{classes} classes" if classes else "no classifiers"
+    return f"the published RRID, stripes {' '.join(map(str, stripes))}, {heads}"
+
+
+def find_backbone(state: dict[str, Tensor], source: Path) -> Match:
+    """The backbone whose tensors the state has. Raises InputError, which names the nearest one."""
+    matches = [match for name in BACKBONES for match in backbone_matches(state, name, source)]
+    if not matches:
+        raise InputError(
+            f"{source} holds {len(state)} tensors ({', '.join(list(state)[:3])} ...), neither of "
+            "the published RRID nor of a backbone with torchvision's names "
+            f"({', '.join(BACKBONES)})"
+        )
+    best = min(matches, key=lambda m: (len(m.misfits), m.backbone, m.prefix))
+    if best.misfits:
+        raise InputError(
+            f"{source} is nearest to {best.backbone}, but {len(best.missing)} tensors are missing "
+            f"or of another shape and {len(best.unknown)} are unknown (the first: "
+            f"{best.prefix}{best.misfits[0]}); it is another architecture"
+        )
+    return best
+
+
+def backbone_matches(state: dict[str, Tensor], name: str, source: Path) -> list[Match]:
+    """The fit of the backbone `name` for every prefix under which it may be."""
+    with torch.device("meta"):
+        own = build_backbone(name).state_dict()
+    # the last convolution locates the backbone, as heads hardly have a tensor of its name
+    anchor = [k for k, v in own.items() if v.ndim == 4][-1]
+    prefixes = {k.removesuffix(anchor) for k in state if k.endswith(anchor)}
+    if len(prefixes) > MAX_NETWORKS:
+        raise InputError(f"{source} holds {len(prefixes)} networks, expected one")
+    parts = {k.split(".")[0] for k in own}
+    matches = []
+    for prefix in sorted(prefixes):
+        theirs = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        fitting = {k for k, v in own.items() if k in theirs and theirs[k].shape == v.shape}
+        missing = [k for k in own if k not in fitting and not k.endswith("num_batches_tracked")]
+        unknown = [k for k in theirs if k not in own and k.split(".")[0] in parts]
+        found = sorted(own.keys() & theirs.keys())
+        matches.append(Match(name, prefix, found, missing, unknown))
+    return matches
+
+
+def check_finite(tensors: dict[str, Tensor], source: Path) -> None:
+    """Raises InputError for values that are not finite in float32, the type they are used in."""
+    if bad := [k for k, v in tensors.items() if not v.float().isfinite().all()]:
+        raise InputError(f"{source}: {bad[0]} is not finite ({len(bad)} such tensors); the file is damaged")

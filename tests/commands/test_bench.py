@@ -1,0 +1,163 @@
+"""Every benchmark at a tiny size: its rows, and that forms which must agree are compared."""
+
+import mmap
+
+import numpy as np
+import pytest
+
+from reid.__main__ import main
+from reid.bench import data, measure, plain, ranking, rerank
+from reid.bench.measure import Measured, check_close, side_by_side, table
+from reid.commands.bench import SUBJECTS
+from reid.errors import CheckFailed
+
+FEATURES = ["--queries", "20", "--gallery", "200", "--identities", "10", "--width", "8"]
+STEP = ["--h", "192", "--w", "16", "--backbone", "mobilenet_v2"]
+SIZES = {
+    "ranking": FEATURES,
+    "rerank": FEATURES,
+    "gallery": ["--size", "200", "--width", "8", "--queries", "5"],
+    "data": ["--h", "64", "--w", "32", "--images", "10", "--batch_size", "4", "--num_workers", "2"],
+    "extract": [*STEP, "--batch_size", "2"],
+    "train": [*STEP, "--batch_size", "5"],
+}
+ROWS = {
+    "ranking": ["published", "ours, NumPy", "features to result, in tiles"],
+    "rerank": ["dense", "sparse"],
+    "gallery": ["search, 1 query", "search, 5 queries", "add one entry"],
+    "data": ["one image at a time", "decoded, 0 threads", "decoded, 2 threads", "from the cache"],
+    "extract": [
+        "fp32, channels first",
+        "fp32, channels last",
+        "bf16, channels last",
+        "Extractor, fp32",
+        "Extractor, bf16",
+    ],
+    "train": [
+        *("plain form, fp32", "RRID, fp32", "bare mobilenet_v2, fp32"),
+        *("RRID, bf16", "bare mobilenet_v2, bf16", "plain heads", "batched heads"),
+        *("data (augment, normalise)", "backbone", "heads and classifiers", "losses", "optimiser"),
+    ],
+}
+
+
+def bench(subject: str, *flags: str) -> int:
+    return main(["bench", subject, *SIZES[subject], "--repeat", "1", *flags])
+
+
+def test_every_benchmark_is_here():
+    assert SUBJECTS.keys() == SIZES.keys() == ROWS.keys()
+
+
+@pytest.mark.parametrize("subject", [pytest.param(s, marks=pytest.mark.slow) if s == "train" else s for s in SIZES])
+def test_rows(subject, capsys):
+    assert bench(subject) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for row in ROWS[subject]:
+        (line,) = [line for line in lines if line[:30].strip() == row]
+        seconds, speed = line[30:].split()[:2]
+        assert float(seconds) >= 0 and (speed == "-" or speed.endswith("x"))
+
+
+@pytest.mark.parametrize("subject, plain_form", [("ranking", "published"), ("rerank", "dense")])
+def test_alone_leaves_the_plain_form_out(subject, plain_form, capsys):
+    assert bench(subject, "--alone") == 0
+    assert plain_form not in capsys.readouterr().out
+
+
+def off_by_one(function):
+    def wrong(*arguments):
+        result = function(*arguments)
+        return (result[0] + 1, *result[1:]) if isinstance(result, tuple) else result + 1
+
+    return wrong
+
+
+@pytest.mark.parametrize("subject, module, name", [
+    ("ranking", ranking, "measures"),
+    ("rerank", rerank, "sparse"),
+    ("data", data, "usual_batch"),
+])  # fmt: skip
+def test_a_wrong_result_fails_the_benchmark(subject, module, name, monkeypatch, capsys):
+    monkeypatch.setattr(module, name, off_by_one(getattr(module, name)))
+    assert bench(subject) == 1
+    assert " differ by " in capsys.readouterr().err
+
+
+def test_wrong_answers_of_a_gallery_fail_the_benchmark(monkeypatch, capsys):
+    monkeypatch.setattr("reid.bench.gallery.name_of", lambda number: f"{number % 3}.jpg")
+    assert bench("gallery") == 2  # names that are not unique
+    capsys.readouterr()
+    names = iter(range(10_000))
+    monkeypatch.setattr("reid.bench.gallery.name_of", lambda number: f"{next(names)}.jpg")
+    assert bench("gallery") == 1
+    assert "does not find itself" in capsys.readouterr().err
+
+
+def test_another_extractor_fails_the_benchmark(monkeypatch, capsys):
+    def untrained(model, size, precision, compiled):
+        model.base.features[0][0].weight.data *= -1
+        return model.eval()
+
+    monkeypatch.setattr("reid.bench.extract.prepare", untrained)
+    assert bench("extract") == 1
+    assert "'Extractor, fp32' and 'fp32, channels first' differ by" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_another_plain_loss_fails_the_benchmark(monkeypatch, capsys):
+    monkeypatch.setattr("reid.bench.train.plain_loss", off_by_one(off_by_one(plain.plain_loss)))
+    monkeypatch.setattr("reid.bench.train.PRECISIONS", ("fp32",))
+    assert bench("train") == 1
+    assert "'RRID, fp32' and 'plain form, fp32' differ by" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["ranking", "--queries", "0"], "--queries 0 is too small; the least is 1"),
+    (["train", "--batch_size", "4"], "two identities need at least 5 images"),
+    (["nothing"], "invalid choice: 'nothing'"),
+])  # fmt: skip
+def test_bad_usage(flags, words, capsys):
+    try:
+        code = main(["bench", *flags])
+    except SystemExit as e:
+        code = e.code
+    assert code == 2 and words in capsys.readouterr().err
+
+
+def test_forms_take_turns_and_the_median_counts(monkeypatch):
+    order, clock = [], iter([0, 1, 10, 20, 30, 33, 40, 50, 60, 62, 70, 80])
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
+    rows = side_by_side({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3)
+    assert order == ["a", "b"] * 3
+    assert (rows["a"].seconds, rows["b"].seconds) == (2, 10)
+
+
+def test_memory_where_the_system_does_not_tell(monkeypatch):
+    monkeypatch.setattr(measure, "restart_peak", lambda: None)
+    rows = side_by_side({"a": lambda: 1})
+    text = table("title", rows, "a")
+    assert rows["a"].peak is None and "MiB" not in text
+    assert text.splitlines()[-1] == "peak memory: not available on this system"
+
+
+def test_peak_memory():
+    """Of new pages of the system, as the C library may keep and reuse what earlier tests freed."""
+    size = 1 << 27
+
+    def large() -> None:
+        with mmap.mmap(-1, size) as pages:
+            pages[::4096] = bytes(size // 4096)
+
+    rows = side_by_side({"large": large, "small": lambda: None})
+    if rows["large"].peak is None:
+        pytest.skip("peak memory is not available on this system")
+    assert rows["large"].peak > 0.9 * size > 0.1 * size > rows["small"].peak
+
+
+def test_results_that_differ():
+    rows = {name: Measured(0, None, x) for name, x in [("a", 2.0), ("b", 2.01), ("c", np.nan)]}
+    assert check_close(rows, ["a", "b"], 0.01) == pytest.approx(0.01)
+    for other in "bc":
+        with pytest.raises(CheckFailed, match=f"'{other}' and 'a' differ"):
+            check_close(rows, ["a", other], 0.001)
