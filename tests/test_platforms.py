@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,22 +33,22 @@ def without_posix(folder: Path, commands: list[list[str]]) -> tuple[list[int], s
 def test_commands_without_posix(small_run, tiny, tmp_path):
     """Train, stop, resume, evaluate, extract, search, report and prepare; two processes started by spawn."""
     pytest.importorskip("matplotlib")
-    images, run, weights = f"{tiny}/tiny/images", "logs/tiny/cut", "logs/tiny/cut/weights.pth"
+    shutil.copytree(tiny / "tiny" / "images", tmp_path / "images")
+    run, weights, query = "logs/tiny/cut", "logs/tiny/cut/weights.pth", "images/00000009_0001_00000001.jpg"
     data = ["--dataset_type", "tiny", "--dataset_path", str(tiny)]
-    query = f"{images}/00000009_0001_00000001.jpg"
     commands = [
         ["stop after 3", "train", *small_run, "--name", "cut", "--max_steps", "6"],
         ["train", *small_run, "--name", "cut", "--max_steps", "6", "--resume"],
         ["evaluate", *data],
         ["evaluate", *data, "--rerank"],
-        ["extract", "--weights", weights, "--images", images, "--out", "features.h5"],
-        ["extract", "--weights", weights, "--images", images, "--out", "features.npz"],
+        ["extract", "--weights", weights, "--images", "images", "--out", "features.h5"],
+        ["extract", "--weights", weights, "--images", "images", "--out", "features.npz"],
         ["evaluate", "--features", f"{run}/eval-tiny/features.h5"],
-        ["gallery", "create", "gallery.h5", "--weights", weights, "--images", images],
+        ["gallery", "create", "gallery.h5", "--weights", weights, "--images", "images"],
         ["gallery", "search", "gallery.h5", "--weights", weights, "--image", query, "--top", "3"],
-        ["gallery", "remove", "gallery.h5", "--pids", "9"],
+        ["gallery", "remove", "gallery.h5", "--names", query],
         ["report", run],
-        ["prepare", "folder", "--source", images, "--template", "{pid}_{cam}_{}.jpg", "--images", "link", "--name",
+        ["prepare", "folder", "--source", "images", "--template", "{pid}_{cam}_{}.jpg", "--images", "link", "--name",
          "mine", "--dataset_path", "datasets"],
         ["two processes"],
     ]  # fmt: skip

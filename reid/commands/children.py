@@ -3,6 +3,8 @@
 import subprocess
 import sys
 import threading
+from io import BufferedReader
+from typing import cast
 
 from reid.signals import child_options, stop_child
 
@@ -37,7 +39,8 @@ class Children:
     def read_messages(self, child: subprocess.Popen) -> str:
         """Shows the messages unless quiet, until the child closes them; returns the last line."""
         end = b""
-        while chunk := child.stderr.read1(4096):
+        messages = cast(BufferedReader, child.stderr)
+        while chunk := messages.read1(4096):
             end = (end + chunk)[-2000:]
             if not self.quiet:
                 sys.stderr.write(chunk.decode(errors="replace"))

@@ -18,6 +18,7 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
     its backbone, `bands` the part of the image's height that each slot sees.
     """
     c = config
+    model: nn.Module
     match c.model:
         case "baseline":
             model = Baseline(num_classes, c.backbone, c.last_stride)

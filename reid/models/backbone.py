@@ -18,7 +18,7 @@ PRETRAINED = Path("pretrained")
 CLASSIFIERS = ("fc.", "classifier.")  # torchvision's names of the layers after the map
 
 
-def build_backbone(name: str, last_stride: int = 1) -> nn.Module:
+def build_backbone(name: str, last_stride: int = 1) -> "ResNetMap | MobileNetMap":
     """An untrained network: images (N, 3, H, W) -> map (N, C, H/16, W/16).
 
     Its attribute `channels` is C. The last stage keeps the resolution; with last_stride 2 the
@@ -28,8 +28,9 @@ def build_backbone(name: str, last_stride: int = 1) -> nn.Module:
     check_choice("backbone", name)
     check_choice("last_stride", last_stride)
     network = getattr(torchvision_models, name)(weights=None)
-    kind = ResNetMap if name.startswith("resnet") else MobileNetMap
-    return kind(network, last_stride)
+    if name.startswith("resnet"):
+        return ResNetMap(network, last_stride)
+    return MobileNetMap(network, last_stride)
 
 
 class ResNetMap(nn.Module):
@@ -43,7 +44,7 @@ class ResNetMap(nn.Module):
                 convolution.stride = (1, 1)
         for name, part in list(network.named_children())[:-2]:  # all but avgpool and fc
             self.add_module(name, part)
-        self.channels = network.fc.in_features
+        self.channels: int = network.fc.in_features
 
     def forward(self, x: Tensor) -> Tensor:
         for part in self.children():
@@ -89,7 +90,7 @@ class MobileNetMap(nn.Module):
         for module in self.features.modules():
             if isinstance(module, nn.Conv2d) and module.groups > 1:
                 module.__class__ = Depthwise  # keeps weights and names, changes forward
-        self.channels = network.classifier[1].in_features
+        self.channels: int = network.classifier[1].in_features
 
     def reductions(self) -> list[tuple[int, nn.Conv2d]]:
         """(number of its block, convolution) of each convolution of stride 2."""

@@ -27,6 +27,11 @@ def replace_forward(model: nn.Module, kind: type[_BatchNorm], **attributes) -> n
 class GlobalBatchNorm(_BatchNorm):
     """Statistics over the images of all processes. Input (N, C) or (N, C, H, W)."""
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
     def _check_input_dim(self, x: Tensor) -> None: ...
 
     def forward(self, x: Tensor) -> Tensor:

@@ -48,6 +48,13 @@ class Classifiers(nn.Module):
         return slotwise_linear(x, self.weight, self.bias)
 
 
+def classify(classifiers: nn.Module | None, x: Tensor) -> Tensor:
+    """Logits of features. Raises InputError for a model without classifiers."""
+    if classifiers is None:
+        raise InputError("this model has no classifiers; training needs num_classes of at least 1")
+    return classifiers(x)
+
+
 def slotwise_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x (N, S, in), weight (S, out, in), bias (S, out) -> (N, S, out)."""
     y = torch.baddbmm(bias[:, None], x.transpose(0, 1), weight.mT)  # (S, N, out)

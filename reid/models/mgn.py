@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from reid.models.backbone import build_backbone
-from reid.models.layers import Classifiers, Output, SlotLayer, check_height
+from reid.models.layers import Classifiers, Output, SlotLayer, check_height, classify
 from reid.models.pooling import band_maxima
 from reid.variants import check_model
 
@@ -66,4 +66,4 @@ class MGN(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             pooled = torch.cat(slots, 1).to(self.reduce.weight.dtype)  # (N, S, C)
             f = self.reduce(pooled)  # (N, S, 256)
-            return Output(f[:, self.wholes], self.classifiers(f)) if self.training else f
+            return Output(f[:, self.wholes], classify(self.classifiers, f)) if self.training else f

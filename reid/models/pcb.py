@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reid.models.backbone import build_backbone
-from reid.models.layers import Classifiers, Output, check_height
+from reid.models.layers import Classifiers, Output, check_height, classify
 from reid.variants import check_model
 
 
@@ -44,4 +44,4 @@ class PCB(nn.Module):
             parts = self.dropout(g).unbind(1)  # P of (N, C)
             reduced = [reduce(part) for reduce, part in zip(self.reduce, parts)]
             h = torch.stack(reduced, 1)  # (N, P, 256)
-            return Output(h, self.classifiers(h))
+            return Output(h, classify(self.classifiers, h))

@@ -24,9 +24,8 @@ from dataclasses import asdict
 import torch
 from torch import Tensor, nn
 
-from reid.errors import InputError
 from reid.models.backbone import build_backbone
-from reid.models.layers import Classifiers, Output, SlotLayer, check_height
+from reid.models.layers import Classifiers, Output, SlotLayer, check_height, classify
 from reid.models.pooling import band_maxima
 from reid.variants import PUBLISHED, Variant, check_model
 
@@ -112,6 +111,5 @@ class RRID(nn.Module):
 
     def classify(self, q: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """q (N, S, D), a and b (N, T, D) -> logits (N, L, K)."""
-        if self.classifiers is None:
-            raise InputError("this model has no classifiers; training needs num_classes of at least 1")
-        return self.classifiers(torch.cat([q, a, b], 1) if self.variant.ce_on == "all" else q)
+        features = torch.cat([q, a, b], 1) if self.variant.ce_on == "all" else q
+        return classify(self.classifiers, features)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from reid.models.backbone import build_backbone
-from reid.models.layers import Output
+from reid.models.layers import Output, classify
 from reid.variants import check_model
 
 
@@ -41,4 +41,4 @@ class StrongBaseline(nn.Module):
             f = self.neck(pooled)  # (N, C)
             if not self.training:
                 return f[:, None]
-            return Output(pooled[:, None], self.classifier(f)[:, None])
+            return Output(pooled[:, None], classify(self.classifier, f)[:, None])

@@ -99,7 +99,7 @@ def digest(content: Any) -> str:
                 add(v)
         elif isinstance(value, Tensor):
             h.update(f"{value.dtype} {tuple(value.shape)}".encode())
-            h.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            h.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         else:
             h.update(json.dumps(value).encode())
 

@@ -228,7 +228,7 @@ def test_a_cell_that_another_process_runs_is_left_alone(ablated, small_run):
     config = Config.from_json(json.loads((run / "config.json").read_text()), "config.json")
     with locked(work_place(Cell(run_name(config), config)), waits=False):
         done = run_here("reid/__main__.py", "ablate", *flags)
-    assert done.returncode == 1 and done.stdout.count("another process is at work on") == 1, done.stdout
+    assert done.returncode == 1 and done.stdout.count("another process is using") == 1, done.stdout
     assert "Traceback" not in done.stderr
 
 
@@ -254,14 +254,14 @@ def test_an_installed_package_needs_no_clone(small_run, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("| rrid |") == 1
-    assert (tmp_path / "logs/tiny/paper/eval-tiny/result.json").is_file()
+    assert len(list(tmp_path.glob("logs/tiny/*/eval-tiny/result.json"))) == 1
 
 
 def test_a_failed_cell_does_not_stop_the_others(small_run, tmp_path):
     flags = [*small_run, "--max_steps", 2, "--exp_dir", tmp_path, "--vary", "lr=1e30", "--jobs", 2]
     done = ablate(*flags)
     assert done.returncode == 1
-    assert "failed      lr-1e+30: exit code 1: " in done.stdout and "not finite" in done.stdout
+    assert "lr-1e+30: exit code 1: " in done.stdout and "not finite" in done.stdout
     assert "Traceback" not in done.stderr
     assert done.stdout.count("| rrid |") == 1 and "unfinished" in done.stdout
 
@@ -291,7 +291,7 @@ def test_stopped_cells_are_continued(small_run, tmp_path):
     (["--vary", "stripes=6", "--seeds", "0"], "--seeds 0 is too small"),
     (["--vary", "h=64", "--profile", "nope"], "error: --profile nope is unknown"),
     (["--vary", "h=64", "--csv", "docs"], "--csv docs: expected a file's name"),
-    (["--vary", "stripes=6", "--name", "x"], "--name belongs to a single run"),
+    (["--vary", "stripes=6", "--name", "x"], "--name is for a single run"),
     ([], "--vary"),
     (["--vary", "stripes=6", "--strips", "4"], "did you mean --stripes"),
 ])  # fmt: skip

@@ -209,9 +209,9 @@ def test_held_out_identities_choose_the_weights(script, small_run, tmp_path):
     (["--batch_size", "64"], ["needs 16 identities", "has 8"]),
     (["--h", "80"], ["map height 5", "2 stripes"]),
     (["--train_set", "train", "--num_val", "8"], ["--num_val 8"]),
-    (["--pretrained", "nowhere.pth"], ["nowhere.pth is not there"]),
+    (["--pretrained", "nowhere.pth"], ["nowhere.pth does not exist"]),
     (["--gpus", "0", "--cache", "gpu"], ["--cache ram"]),
-    (["--batch_size", "4"], ["one identity a batch", "--batch_size 8"]),
+    (["--batch_size", "4"], ["one identity per batch", "--batch_size 8"]),
     (["--seed", "9" * 30], ["--seed", "too large"]),
 ])  # fmt: skip
 def test_bad_input(script, small_run, tmp_path, flags, words):
