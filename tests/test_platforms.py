@@ -45,7 +45,7 @@ def test_commands_without_posix(small_run, tiny, tmp_path):
         ["extract", "--weights", weights, "--images", "images", "--out", "features.npz"],
         ["evaluate", "--features", f"{run}/eval-tiny/features.h5"],
         ["gallery", "create", "gallery.h5", "--weights", weights, "--images", "images"],
-        ["gallery", "search", "gallery.h5", "--weights", weights, "--image", query, "--top", "3"],
+        ["gallery", "search", "gallery.h5", "--weights", weights, "--images", query, "--top", "3"],
         ["gallery", "remove", "gallery.h5", "--names", query],
         ["report", run],
         ["prepare", "folder", "--source", "images", "--template", "{pid}_{cam}_{}.jpg", "--images", "link", "--name",

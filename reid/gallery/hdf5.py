@@ -126,9 +126,9 @@ class Gallery:
 
     def change(self, kept: np.ndarray, *new: tuple[Entries, np.ndarray]) -> None:
         """Writes the new state: the entries where `kept` (M,) is true, then the new parts."""
-        with writing(self.path), atomic_file(self.path) as temporary, self.open() as f:
-            with writing(self.path):  # within open(), which reports an OSError as a gallery that cannot be read
-                fill(temporary, self.fingerprint, [(stored(f), kept), *new], f["features"].dtype)
+        # the inner writing(): open() would report a full disk as a gallery that cannot be read
+        with writing(self.path), atomic_file(self.path) as temporary, self.open() as f, writing(self.path):
+            fill(temporary, self.fingerprint, [(stored(f), kept), *new], f["features"].dtype)
 
     def search(self, queries: np.ndarray, top: int, threshold: float = np.inf) -> list[Answers]:
         """The exact `top` nearest of each of queries (Q, F) of unit length; fewer where distances exceed `threshold`.

@@ -284,7 +284,7 @@ def test_the_commands(weights, tiny, tmp_path, script, monkeypatch):
     assert "24" in said and "64x32" in said
 
     picture = tmp_path / "answers.png"
-    done = run("search", g, "--weights", weights, "--image", images[12], images[0], "--top", 3, "--picture", picture)
+    done = run("search", g, "--weights", weights, "--images", images[12], images[0], "--top", 3, "--picture", picture)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     features = plain(weights, [str(p) for p in images[:24]])
@@ -300,11 +300,11 @@ def test_the_commands(weights, tiny, tmp_path, script, monkeypatch):
         shown = np.asarray(drawn)
     assert np.ptp(shown.reshape(-1, 3), axis=0).min() > 100
 
-    none = run("search", g, "--weights", weights, "--image", images[30], "--threshold", "0")
+    none = run("search", g, "--weights", weights, "--images", images[30], "--threshold", "0")
     assert none.returncode == 0 and "no entry within 0" in none.stdout
     other = make_weights(tmp_path / "other.pth", seed=1)
-    for command in (["search", g, "--weights", other, "--image", images[0]],
-                    ["search", g, "--weights", weights, "--image", images[0], "--no_flip"],
+    for command in (["search", g, "--weights", other, "--images", images[0]],
+                    ["search", g, "--weights", weights, "--images", images[0], "--no_flip"],
                     ["add", g, "--weights", other, "--images", images[30]]):  # fmt: skip
         refused = run(*command)
         assert refused.returncode == 2 and "another model" in refused.stderr
@@ -314,16 +314,16 @@ def test_the_commands(weights, tiny, tmp_path, script, monkeypatch):
 
     (tmp_path / "bad.jpg").write_bytes(b"")
     for command, said in [
-        (["search", g, "--weights", weights, "--image", tmp_path / "bad.jpg"], "bad.jpg"),
-        (["search", g, "--weights", weights, "--image", images[0], "--picture", tmp_path / "x.txt"], ".png"),
-        (["search", g, "--weights", weights, "--image", images[0], "--top", 0], "--top"),
+        (["search", g, "--weights", weights, "--images", tmp_path / "bad.jpg"], "bad.jpg"),
+        (["search", g, "--weights", weights, "--images", images[0], "--picture", tmp_path / "x.txt"], ".png"),
+        (["search", g, "--weights", weights, "--images", images[0], "--top", 0], "--top"),
         (
-            ["search", g, "--weights", weights, "--image", *[images[0]] * 80, "--picture", tmp_path / "x.webp"],
+            ["search", g, "--weights", weights, "--images", *[images[0]] * 80, "--picture", tmp_path / "x.webp"],
             "use .png",
         ),
-        (["search", g, "--weights", weights, "--image", images[0], "--threshold", "nan"], "--threshold nan"),
-        (["search", g, "--weights", weights, "--image", images[0], "--threshold", "-1"], "--threshold -1"),
-        (["search", g, "--weights", weights, "--image", images[0], "--gpus", "-3"], "--gpus"),
+        (["search", g, "--weights", weights, "--images", images[0], "--threshold", "nan"], "--threshold nan"),
+        (["search", g, "--weights", weights, "--images", images[0], "--threshold", "-1"], "--threshold -1"),
+        (["search", g, "--weights", weights, "--images", images[0], "--gpus", "-3"], "--gpus"),
         (["remove", g, "--pids", "-1"], "--pids -1"),
         (["create", g, "--weights", weights, "--images", images[0]], "already there"),
         (["create", tmp_path / "h.h5", "--weights", weights], "either"),
