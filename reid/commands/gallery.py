@@ -29,7 +29,9 @@ def add_arguments(parser) -> None:
     for name in ("create", "add"):
         sub = action(name, f"{name} entries from --weights and --images, or from a --features file")
         add_images_flags(sub, required=False)
-        sub.add_argument("--features", help="read the gallery of a .h5 that extract or evaluate.py wrote")
+        sub.add_argument(
+            "--features", dest="features_file", help="read the gallery of a .h5 that extract or evaluate.py wrote"
+        )
         if name == "create":
             sub.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="store this type")
         add_flags(sub, "gallery")
@@ -58,9 +60,9 @@ def put(a) -> int:
     if gallery is None and path.exists():
         raise InputError(f"{path} is already there; gallery add adds to it")
     weights = given_flags(a).get("pretrained_weights_dir")
-    if bool(a.features) == bool(a.images) or bool(a.images) != bool(weights):
+    if bool(a.features_file) == bool(a.images) or bool(a.images) != bool(weights):
         raise InputError("give either --weights and --images, or --features")
-    mark, entries = from_features(Path(a.features), path) if a.features else from_images(a, path, gallery)
+    mark, entries = from_features(Path(a.features_file), path) if a.features_file else from_images(a, path, gallery)
     if gallery is None:
         gallery = Gallery.create(path, mark, entries, a.dtype)
     else:
