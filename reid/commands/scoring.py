@@ -86,12 +86,14 @@ def score_weights(request: Request) -> None:
     check_height(config.h, config.stripes)
     hardware = find_hardware(config.device, config.gpus)
     precision = set_up(hardware, config.precision)
-    record = Record(weights=sha256(weights), h=config.h, w=config.w, flip=True, precision=precision)
     with connected(hardware.device) as here:
         extraction = Extraction(
-            model=model.to(hardware.device, memory_format=torch.channels_last),
+            model=model.to(hardware.device).to(memory_format=torch.channels_last),
             device=hardware.device,
-            record=record,
+            weights=sha256(weights),
+            h=config.h,
+            w=config.w,
+            precision=precision,
             batch_size=config.batch_size,
             num_workers=config.num_workers,
             here=here,
@@ -115,8 +117,8 @@ class Evaluation:
         """What a folder's name leaves out: the settings of the weights, and default scoring."""
         own = self.trained.for_evaluation()
         precision = resolve_precision(own.precision, self.extraction.device)
-        size = {"h": own.h, "w": own.w}
-        return Record(split=own.split, flip=True, precision=precision, covered=0, scoring=USUAL, **size)
+        record = Record(split=own.split, h=own.h, w=own.w, flip=True, precision=precision)
+        return replace(record, covered=0, scoring=USUAL)
 
     def score_dataset(self, name: str, wanted: tuple[int, ...] | None) -> None:
         """Scores the wanted splits of a dataset; of several also their mean."""

@@ -120,7 +120,8 @@ def estimated_bound(query, gallery, distances: Distances, share: float) -> float
 
 
 def gather(query, gallery, pairs: Pairs, different: np.ndarray, bound: float, distances: Distances) -> Pairwise:
-    same, tail, tail_query, sample, n_within = [], [], [], [], 0
+    same, tail, tail_query, sample = [], [], [], []
+    n_within = 0
     stride = max(1, len(query) * len(gallery) // SAMPLE)
     stride += stride % 2 == 0  # an even stride would visit only some columns
     for block in distances(query, gallery):
@@ -134,12 +135,13 @@ def gather(query, gallery, pairs: Pairs, different: np.ndarray, bound: float, di
             near = row[row < bound]
             tail.append(near)
             tail_query.append(np.full(len(near), i, np.int32))
-            n_within += np.count_nonzero(row <= bound)
+            n_within += int(np.count_nonzero(row <= bound))
         spread = distance.ravel()[::stride]
         sample.append(spread[np.isfinite(spread)])
     del block, distance  # the sorting below needs the memory
     near, rows = np.concatenate(tail), np.concatenate(tail_query)
-    tail.clear(), tail_query.clear()
+    tail.clear()
+    tail_query.clear()
     order = np.argsort(near, kind="stable")
     sorted_same, sorted_sample = np.sort(np.concatenate(same)), np.sort(np.concatenate(sample))
     return Pairwise(sorted_same, near[order], rows[order], sorted_sample, bound, n_within, different)
@@ -169,10 +171,8 @@ def threshold_interval(found: Pairwise, query_pids: np.ndarray, fpr: float) -> l
     """Interval of the threshold by bootstrap over query identities; the tail is divided into BINS of equal counts."""
     pids, group = np.unique(query_pids, return_inverse=True)
     used = found.tail[: int(4 * fpr * found.n_different.sum()) + BINS]
-    edges = (
-        np.append(used[np.linspace(0, len(used) - 1, BINS).astype(int)], found.bound) if len(used) else [found.bound]
-    )
-    edges = np.unique(np.float32(edges))
+    places = np.linspace(0, len(used) - 1, BINS if len(used) else 0).astype(int)
+    edges = np.unique(np.append(used[places], found.bound).astype(np.float32))
     cells = group[found.tail_query[: len(used)]] * len(edges) + np.searchsorted(edges, used)
     counts = np.bincount(cells, minlength=len(pids) * len(edges)).reshape(len(pids), len(edges))
     weights = resampled(len(pids))
