@@ -291,8 +291,12 @@ def test_reports_of_other_settings_and_several_runs(trained, script, capsys):
     done = script("evaluate.py", *flags, "--rerank", "--report")
     assert done.returncode == 0, done.stderr
     assert "before re-ranking" in (trained / "eval-small_rerank" / "report.html").read_text(encoding="utf-8")
-    assert main(["report", str(trained / "eval-small_rerank")]) == 2
-    assert "no features.h5" in capsys.readouterr().err
+    (trained / "eval-small_rerank" / "report.html").unlink()
+    assert main(["report", str(trained / "eval-small_rerank")]) == 0  # from the features beside it
+    assert "before re-ranking" in (trained / "eval-small_rerank" / "report.html").read_text(encoding="utf-8")
+    shutil.copytree(trained / "eval-small_rerank", root / "alone" / "eval")
+    assert main(["report", str(root / "alone" / "eval")]) == 2
+    assert "has no features.h5" in capsys.readouterr().err
     other = trained.with_name("other")
     other.mkdir()
     (other / "config.json").write_bytes((trained / "config.json").read_bytes())
