@@ -65,7 +65,8 @@ def facts(result: Result, dataset: str, run: Path | None) -> Rows:
     if run:
         rows += start_facts(read_versions(run)) + training_time(run, config)
     rows += [("Features", extraction(record)), ("Scored in", f"{result.seconds:.3g} s")]
-    rows += [("Dataset fingerprint", record.fingerprint), ("Weights SHA-256", record.weights)]
+    rows += [("Dataset fingerprint", record.fingerprint or "")]
+    rows += [("Weights SHA-256", record.weights or "")]
     return [row for row in rows if row[1]] + expected(result, dataset, config)
 
 
