@@ -87,12 +87,23 @@ def start_facts(starts: list[dict[str, Any]]) -> Rows:
     first = starts[0]
     packages = {"python": first["python"], **first["packages"]}
     return [
-        ("To repeat it", shlex.join(["python", *first["command"]])),
+        ("To repeat it", shell_line(*first["command"])),
         ("Commit", first["commit"] or "outside a checkout"),
         ("Versions", ", ".join(f"{k} {v}" for k, v in packages.items())),
         ("Hardware", f"{first['machine']}, {first['cuda'] or 'no GPU'}"),
         ("Started", ", ".join(start["time"] for start in starts)),
     ]
+
+
+def shell_line(program: str, *arguments: str) -> str:
+    """
+    >>> shell_line("train.py", "--h", "384"), shell_line("__main__.py", "train"), shell_line("reid", "train")
+    ('python train.py --h 384', 'python -m reid train', 'reid train')
+    """
+    start = ["python", program] if program.endswith(".py") else [program]
+    if program == "__main__.py":
+        start = ["python", "-m", "reid"]
+    return shlex.join([*start, *arguments])
 
 
 def training_time(run: Path, config: Config | None) -> Rows:

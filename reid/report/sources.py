@@ -85,7 +85,9 @@ def features_beside(folder: Path, record: Record) -> Path:
 def run_of(folder: Path) -> Path | None:
     """The run folder that an evaluation's folder is in."""
     parent = folder.resolve().parent
-    return folder.parent if (parent / "config.json").is_file() else None
+    if not (parent / "config.json").is_file():
+        return None
+    return folder.parent if folder.name not in ("", "..") else parent  # as typed, for the page
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from reid.models.rrid import RRID
 from reid.report import facts, lists, slots
 from reid.report.page import write_report
 from reid.report.published import published
-from reid.report.sources import Content, Source, find_images
+from reid.report.sources import Content, Source, find_images, run_of
 from reid.variants import Variant
 
 BANDS = [(0, 0.5), (0.5, 1), (0, 1)]
@@ -342,6 +342,16 @@ def test_images_are_those_of_the_recorded_split(tmp_path):
     assert missing == "" and set(paths) == {*query.names, *gallery.names}
     paths, missing = find_images(Features(query, gallery, {}, replace(record, split=0)), content)
     assert not paths and "fingerprint" in missing
+
+
+def test_run_of_an_evaluation_that_is_the_current_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "run" / "eval-x"
+    folder.mkdir(parents=True)
+    assert run_of(folder) is None
+    (tmp_path / "run" / "config.json").write_bytes(b"{}")
+    monkeypatch.chdir(folder)
+    for path in (folder, Path("."), Path("..", "eval-x")):
+        assert run_of(path).resolve() == folder.parent.resolve()
 
 
 def test_training_curves_of_several_runs(trained, tmp_path):
