@@ -61,7 +61,7 @@ def test_any_flipped_byte_is_noticed(tmp_path):
     torch.manual_seed(0)
     content = {"config": {"a": 1}, "state": {"w": torch.randn(300), "n": torch.arange(3)}, "step": 5}
     path = tmp_path / "checkpoint.pth"
-    weights_file.save(path, content)
+    weights_file.save_checkpoint(path, content)
     whole = path.read_bytes()
     refused = 0
     for place in range(0, len(whole), max(1, len(whole) // 150)):
@@ -69,7 +69,7 @@ def test_any_flipped_byte_is_noticed(tmp_path):
         damaged[place] ^= 0x10
         path.write_bytes(damaged)
         try:
-            got = weights_file.load(path)
+            got = weights_file.load_checkpoint(path)
         except InputError:
             refused += 1
             continue
@@ -78,7 +78,7 @@ def test_any_flipped_byte_is_noticed(tmp_path):
     for part in (0.01, 0.2, 0.5, 0.99):
         path.write_bytes(whole[: int(part * len(whole))])
         with pytest.raises(InputError):
-            weights_file.load(path)
+            weights_file.load_checkpoint(path)
 
 
 def run(config, monkeypatch, stop_after=None):
@@ -133,7 +133,7 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(config, tmp_path, monke
     with pytest.raises(Interrupted):
         run(Config(**{**vars(config), "name": "cut"}), monkeypatch, 18)
     folder = tmp_path / "tiny" / "cut"
-    assert weights_file.load(folder / "previous.pth")["step"] == 16
+    assert weights_file.load_checkpoint(folder / "previous.pth")["step"] == 16
     (folder / "checkpoint.pth").write_bytes(b"PK damaged")
     (folder / ".checkpoint.pth.77.tmp").write_bytes(b"left by a killed process")
     caplog.set_level("INFO", "reid")
@@ -185,7 +185,7 @@ def test_resuming_beside_damaged_files(config, tmp_path, monkeypatch):
     (folder / "metrics.jsonl").write_text("\n".join([lines[0], "{damaged", '{"step": "x"}', *lines[2:]]) + "\n")
     (folder / "versions.json").write_text("{}")
     content = (folder / "checkpoint.pth").read_bytes()
-    weights_file.save(folder / "checkpoint.pth", {"config": config.to_json(), "classes": 8, "state": {}})
+    weights_file.save_checkpoint(folder / "checkpoint.pth", {"config": config.to_json(), "classes": 8, "state": {}})
     with pytest.raises(InputError, match="is not the checkpoint of a training: it has no best"):
         trainer.train(Config(**{**vars(config), "resume": str(folder)}))
     (folder / "checkpoint.pth").write_bytes(content)
@@ -290,7 +290,7 @@ def test_other_resolved_precision_is_not_resumed_silently(config, tmp_path, monk
     with pytest.raises(Interrupted):
         run(config, monkeypatch, 4)
     (folder,) = (tmp_path / "tiny").iterdir()
-    assert weights_file.load(folder / "checkpoint.pth")["precision"] == "fp32"
+    assert weights_file.load_checkpoint(folder / "checkpoint.pth")["precision"] == "fp32"
     resolve = {"auto": "bf16"}.get
     monkeypatch.setattr("reid.training.step.resolve_precision", lambda precision, _: resolve(precision, precision))
     with pytest.raises(InputError, match=r"differs: precision fp32 -> bf16; .*--allow_changes"):
@@ -298,7 +298,7 @@ def test_other_resolved_precision_is_not_resumed_silently(config, tmp_path, monk
     allowed = Config(**{**vars(config), "resume": str(folder), "allow_changes": True})
     with pytest.raises(Interrupted):
         run(allowed, monkeypatch, 1)
-    assert weights_file.load(folder / "checkpoint.pth")["precision"] == "bf16"
+    assert weights_file.load_checkpoint(folder / "checkpoint.pth")["precision"] == "bf16"
 
 
 def test_run_is_found_by_its_configuration(config, tmp_path, monkeypatch):

@@ -1,10 +1,10 @@
 """Shared by the benchmarks: time and peak memory of several forms, and random features."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -19,7 +19,7 @@ class Measured(NamedTuple):
     result: Any
 
 
-def side_by_side(forms: dict[str, Callable[[], Any]], repeat: int = 1) -> dict[str, Measured]:
+def side_by_side(forms: Mapping[str, Callable[[], Any]], repeat: int = 1) -> dict[str, Measured]:
     """Runs each form `repeat` times. The forms take turns, so that other load slows all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in forms}
     first: dict[str, Measured] = {}
@@ -54,12 +54,12 @@ def resident(field: str) -> int:
 
 def table(title: str, rows: dict[str, Measured], plain: str = "") -> str:
     """Seconds, speed relative to the form `plain` (if it was run), and peak memory."""
-    has_memory = all(row.peak is not None for row in rows.values())
+    has_memory = any(row.peak is not None for row in rows.values())
     head = f"{'':<30}{'seconds':>10}{'speed':>9}"
     lines = [title, head + f"{'peak memory':>14}" * has_memory]
     for name, (seconds, peak, _) in rows.items():
         speed = f"{rows[plain].seconds / seconds:.1f}x" if plain in rows else "-"
-        memory = f"{peak / 2**20:,.0f} MiB" if has_memory else ""
+        memory = "-" if peak is None else f"{peak / 2**20:,.0f} MiB"
         lines.append(f"{name:<30}{seconds:>10.3f}{speed:>9}" + f"{memory:>14}" * has_memory)
     if not has_memory:
         lines.append("peak memory: not available on this system")
@@ -101,6 +101,7 @@ def random_features(
             features[rows] += centres[pids[rows]] / 2
         features /= np.linalg.norm(features, axis=1, keepdims=True)
         camids = rng.integers(0, cameras, count)
-        return Part(features.astype(dtype), pids, camids, range(count))
+        names = cast(Sequence[str], range(count))  # a large list of texts would take memory
+        return Part(features.astype(dtype), pids, camids, names)
 
     return Features(part(queries), part(gallery), {})

@@ -4,13 +4,14 @@ The slow form that the benchmarks compare with.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reid.models.backbone import build_backbone
-from reid.models.layers import SlotLayer
+from reid.models.published import BATCH_NORM
 from reid.models.rrid import RRID
 
 
@@ -63,28 +64,27 @@ class PlainHeads(nn.Module):
                 logits += three
         return features, logits
 
-    @torch.no_grad()
     def copy_weights(self, model: RRID) -> None:
         """Takes the weights of the batched heads, which have all parts first, then all wholes."""
         order, start, parts = [], 0, sum(self.stripes)
         for whole, n in enumerate(self.stripes, parts):
             order += [*range(start, start + n), whole]
             start += n
-        for related, i in zip(self.slots, order):
-            copy_slot(related.a, model.E_p, i)
-            copy_slot(related.b, model.E_r, i)
-            copy_slot(related.relation, model.R, i)
+        state = model.state_dict()
+        for related, i in zip(cast("list[Related]", self.slots), order):
+            copy_slot(related.a, state, "E_p", i)
+            copy_slot(related.b, state, "E_r", i)
+            copy_slot(related.relation, state, "R", i)
             for fc, head in zip(related.fc, range(i, 3 * model.slots, model.slots)):
-                fc.weight.copy_(model.classifiers.weight[head])
-                fc.bias.copy_(model.classifiers.bias[head])
+                fc.load_state_dict({k: state[f"classifiers.{k}"][head] for k in ("weight", "bias")})
 
 
-def copy_slot(plain: nn.Sequential, layer: SlotLayer, slot: int) -> None:
-    convolution, norm, _ = plain
-    convolution.weight.copy_(layer.weight[slot][:, :, None, None])
-    convolution.bias.copy_(layer.bias[slot])
-    norm.weight.copy_(layer.norm.weight.view(layer.bias.shape)[slot])
-    norm.bias.copy_(layer.norm.bias.view(layer.bias.shape)[slot])
+def copy_slot(plain: nn.Sequential, state: dict[str, Tensor], layer: str, slot: int) -> None:
+    """Fills a unit with one slot of a SlotLayer."""
+    weight, bias = state[f"{layer}.weight"], state[f"{layer}.bias"]
+    plain[0].load_state_dict({"weight": weight[slot][:, :, None, None], "bias": bias[slot]})
+    norm = {k: state[f"{layer}.norm.{k}"].view(bias.shape)[slot] for k in BATCH_NORM}
+    plain[1].load_state_dict(norm, strict=False)
 
 
 class PlainRRID(nn.Module):
@@ -102,7 +102,9 @@ class PlainRRID(nn.Module):
 
 
 def plain_loss(features: list[Tensor], logits: list[Tensor], labels: Tensor, margin: float = 1.2) -> Tensor:
-    loss = sum(2 * F.cross_entropy(x, labels) for x in logits)
+    loss = torch.zeros((), device=labels.device)
+    for x in logits:
+        loss = loss + 2 * F.cross_entropy(x, labels)
     same = labels[:, None] == labels
     for f in features:
         distance = torch.cdist(f[None], f[None])[0].clamp(min=1e-6)

@@ -1,6 +1,7 @@
 """Ranking: our evaluator and the published one, on the same random distances."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ def run(a) -> Iterator[str]:
     if not a.alone:
         scikit_learn_ap()  # import it before the time is taken
         query, gallery = features.query, features.gallery
-        labels = (query.pids, gallery.pids, query.camids, gallery.camids)
+        labels: tuple[Any, ...] = (query.pids, gallery.pids, query.camids, gallery.camids)
         distance = -as_float32(query.features) @ as_float32(gallery.features).T
         forms = {
             "published": lambda: published(distance, *labels)[0],

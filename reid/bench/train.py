@@ -17,7 +17,6 @@ from reid.data.transforms import normalise
 from reid.device import Hardware, autocast, find_hardware, set_up
 from reid.errors import InputError
 from reid.losses import batch_hard_triplet, identity_loss, objective
-from reid.models import build_model
 from reid.models.rrid import RRID
 from reid.training.step import TrainStep
 
@@ -76,7 +75,7 @@ def make_work(a, device: torch.device) -> Work:
     pixels = rng.integers(0, 256, (a.batch_size, a.h, a.w, 3), dtype=np.uint8)
     batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device)  # channels last in memory
     torch.manual_seed(0)
-    model = build_model(Config(backbone=a.backbone), CLASSES).to(device)
+    model = RRID(CLASSES, backbone=a.backbone).to(device)
     labels = torch.arange(a.batch_size, device=device) // 4
     return Work(a.backbone, batch, normalise(batch), labels, model)
 
@@ -122,7 +121,8 @@ def plain_step(work: Work) -> Callable[[], float]:
 
     def step() -> float:
         optimizer.zero_grad()
-        loss = plain_loss(*model(images), work.labels, MARGIN)
+        features, logits = model(images)
+        loss = plain_loss(features, logits, work.labels, MARGIN)
         loss.backward()
         optimizer.step()
         return loss.item()
@@ -162,7 +162,8 @@ def head_forms(work: Work, maps: Tensor) -> dict[str, Callable[[], float]]:
     last = maps.contiguous(memory_format=torch.channels_last).requires_grad_()
 
     def plain_heads() -> float:
-        loss = plain_loss(*plain(first), work.labels, MARGIN)
+        features, logits = plain(first)
+        loss = plain_loss(features, logits, work.labels, MARGIN)
         loss.backward()
         return loss.item()
 
@@ -177,8 +178,8 @@ def head_forms(work: Work, maps: Tensor) -> dict[str, Callable[[], float]]:
 
 def stages(work: Work) -> dict[str, Callable]:
     """The parts of a step, each alone, with its backward pass where it has one."""
-    step = TrainStep(work.copy_of_model(), Config(precision="bf16"), work.device)
-    model, rng = step.model, np.random.default_rng(0)
+    model, rng = work.copy_of_model(), np.random.default_rng(0)
+    step = TrainStep(model, Config(precision="bf16"), work.device)
     images = augmented_batch(work.pixels, rng)
 
     def backbone() -> Tensor:

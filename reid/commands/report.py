@@ -30,15 +30,12 @@ def add_arguments(parser) -> None:
 def main(arguments) -> int:
     if arguments.top < 1:
         raise InputError(f"--top {arguments.top} is too small; the least is 1")
-    first, *others = [find_sources(path) for path in arguments.inputs]
-    other_runs = [found[0].run for found in others]
-    for path, run in zip(arguments.inputs[1:], other_runs):
-        if run is None:
-            raise InputError(f"{path} has no run folder, so it has no training curves; report it alone")
-    if arguments.maps and not first[0].run:
-        raise InputError(f"--maps needs the weights of a run folder, but {arguments.inputs[0]} is not in one")
+    first, *others = arguments.inputs
+    sources, other_runs = find_sources(first), [run_of_input(path) for path in others]
+    if arguments.maps and not sources[0].run:
+        raise InputError(f"--maps needs the weights of a run folder, but {first} is not in one")
     device = torch.device("cuda") if torch.cuda.is_available() else None
-    for source in first:
+    for source in sources:
         result = None
         if source.features:
             features = read_features(source.features)
@@ -57,3 +54,11 @@ def main(arguments) -> int:
         )
         write_report(source, result, content)
     return 0
+
+
+def run_of_input(path: Path) -> Path:
+    """The run folder of a further input. Raises InputError where it is in none."""
+    run = find_sources(path)[0].run
+    if run is None:
+        raise InputError(f"{path} has no run folder, so it has no training curves; report it alone")
+    return run

@@ -36,14 +36,24 @@ def score_file(request: Request) -> None:
     path = Path(config.features)
     features = read_features(path)
     folder = path.parent if path.name == "features.h5" else Path(config.exp_dir, "features", path.stem)
-    if request.splits:
-        config = replace(config, split=request.splits[0])  # whose images the report shows
+    (dataset,) = request.given.get("dataset_type", (None,))[:1]
+    (split,) = (request.splits or (None,))[:1]
     with locked(folder):
-        score(features, config, hardware.device, folder, *request.given.get("dataset_type", ())[:1])
+        score(features, config, hardware.device, folder, dataset, split)
 
 
-def score(features: Features, config: Config, device: torch.device, base: Path, dataset: str = "") -> splits.Scored:
-    """Prints and saves a Result, in `base` or beside it when settings differ. dataset: shown by the report."""
+def score(
+    features: Features,
+    config: Config,
+    device: torch.device,
+    base: Path,
+    dataset: str | None = None,
+    split: int | None = None,
+) -> splits.Scored:
+    """Prints and saves a Result, in `base` or beside it when settings differ.
+
+    dataset, split: whose images the report shows; None as recorded.
+    """
     scoring = Scoring(
         ap=config.ap,
         cmc=config.cmc,
@@ -59,12 +69,11 @@ def score(features: Features, config: Config, device: torch.device, base: Path, 
         result.save(folder)
     print(f"{result}\nresult in {folder}")
     if config.report:
-        from reid.report.write import Place, write_report
+        from reid.report.page import write_report
+        from reid.report.sources import Content, Source, run_of
 
-        run = base.parent if (base.parent / "config.json").is_file() else None
-        place = Place(folder, run, None, dataset or result.record.dataset or "")
-        runs = [run] if run else []
-        write_report(place, result, config.dataset_path, config.split, runs, 10, config.rerank, config.query_expansion)
+        content = Content(dataset=dataset, dataset_path=config.dataset_path, split=split, device=on_gpu)
+        write_report(Source(folder, run_of(folder)), result, content)
     return splits.Scored.of(result, folder)
 
 
@@ -77,12 +86,14 @@ def score_weights(request: Request) -> None:
     check_height(config.h, config.stripes)
     hardware = find_hardware(config.device, config.gpus)
     precision = set_up(hardware, config.precision)
-    record = Record(weights=sha256(weights), h=config.h, w=config.w, flip=True, precision=precision)
     with connected(hardware.device) as here:
         extraction = Extraction(
-            model=model.to(hardware.device, memory_format=torch.channels_last),
+            model=model.to(hardware.device).to(memory_format=torch.channels_last),
             device=hardware.device,
-            record=record,
+            weights=sha256(weights),
+            h=config.h,
+            w=config.w,
+            precision=precision,
             batch_size=config.batch_size,
             num_workers=config.num_workers,
             here=here,
@@ -106,8 +117,8 @@ class Evaluation:
         """What a folder's name leaves out: the settings of the weights, and default scoring."""
         own = self.trained.for_evaluation()
         precision = resolve_precision(own.precision, self.extraction.device)
-        size = {"h": own.h, "w": own.w}
-        return Record(split=own.split, flip=True, precision=precision, covered=0, scoring=USUAL, **size)
+        record = Record(split=own.split, h=own.h, w=own.w, flip=True, precision=precision)
+        return replace(record, covered=0, scoring=USUAL)
 
     def score_dataset(self, name: str, wanted: tuple[int, ...] | None) -> None:
         """Scores the wanted splits of a dataset; of several also their mean."""
@@ -137,7 +148,7 @@ class Evaluation:
         """Scores one split, and again with each covered band; empty on other ranks than 0."""
         dataset = open_dataset(name, self.config.dataset_path, split)
         extraction, device = self.extraction, self.extraction.device
-        first, config = extraction.here.first, replace(self.config, split=split)
+        first = extraction.here.first
         record, folder = extraction.record_of(name, split, dataset), base
         if first:
             print(f"{self.weights} on {dataset}")
@@ -149,12 +160,12 @@ class Evaluation:
                 )
             folder = folder_for(base, record, self.usual)
         features = extraction.features(folder / "features.h5", dataset, record)
-        scored = [score(features, config, device, folder, name)] if features else []
-        for band in filter(None, config.occlude):
+        scored = [score(features, self.config, device, folder)] if features else []
+        for band in filter(None, self.config.occlude):
             covered = extraction.covered(features, dataset, band)
             if covered:
                 print(f"\nband {band} of 6 of each query image is covered")
-                scored.append(score(covered, config, device, folder, name))
+                scored.append(score(covered, self.config, device, folder))
         return scored
 
     def summarise(self, scored: tuple[splits.Scored, ...], base: Path, numbers: str) -> None:

@@ -1,4 +1,4 @@
-"""Protocols that need more than the counts of a Ranking: CUHK03's single gallery shot, and camera against camera."""
+"""Protocols beyond the counts of a Ranking: CUHK03's single gallery shot, and camera against camera."""
 
 import numpy as np
 
@@ -6,12 +6,12 @@ from reid.evaluation.ranking import CMC_RANKS, Pairs, Ranking, rank_rows
 
 
 class SingleGalleryShot:
-    """CMC of CUHK03's first protocol as its exact expectation. A query meets one random image of each gallery
-    identity, taken from other cameras only; usually the mean of ten such draws is reported.
+    """CMC of CUHK03's first protocol as its exact expectation.
 
-    With the query's own image at distance d, another identity stands before it with the probability p that its
-    image is within d: the share of its images that are. How many do is a sum of independent draws (a
-    Poisson-binomial variable), whose distribution is built up identity by identity.
+    The gallery of a query has one random image of each identity, from other cameras only; usually the mean of ten
+    such draws is reported. With the query's own match at distance d, another identity ranks before it with
+    probability p, the share of its images within d. The number of identities before it is a sum of independent draws
+    (a Poisson-binomial variable), whose distribution is computed identity by identity.
     """
 
     def __init__(self, query_pids, gallery_pids, query_camids=None, gallery_camids=None):
@@ -55,12 +55,13 @@ class SingleGalleryShot:
 
 
 class CameraPairs:
-    """mAP and Rank-1 for each query camera against each gallery camera alone: all other images are left out."""
+    """mAP and Rank-1 for each query camera against each gallery camera alone."""
 
     def __init__(self, pairs: Pairs, query_camids: np.ndarray, gallery_camids: np.ndarray):
         self.query_camids = query_camids
         self.columns = {int(c): np.flatnonzero(gallery_camids == c) for c in np.unique(gallery_camids)}
-        self.pairs, self.parts = {}, {camid: [] for camid in self.columns}
+        self.pairs: dict[int, Pairs] = {}
+        self.parts: dict[int, list] = {camid: [] for camid in self.columns}
         for camid, columns in self.columns.items():
             inside = gallery_camids[pairs.gallery] == camid
             gallery = np.searchsorted(columns, pairs.gallery[inside])
@@ -74,11 +75,15 @@ class CameraPairs:
         """A row for each pair of cameras with a match: query_camid, gallery_camid, queries, map, rank1."""
         rows = []
         for camid, parts in self.parts.items():
-            joined = (np.concatenate(x) for x in zip(*parts))
-            ranking = Ranking(*joined, n_query=len(self.query_camids), n_gallery=len(self.columns[camid]))
+            ranking = Ranking.of(parts, len(self.query_camids), len(self.columns[camid]))
             for query_camid in np.unique(self.query_camids[ranking.valid]):
                 chosen = ranking.valid & (self.query_camids == query_camid)
-                row = {"query_camid": int(query_camid), "gallery_camid": camid, "queries": int(chosen.sum())}
-                row["map"] = float(ranking.ap[chosen].mean())
-                rows.append(row | {"rank1": float((ranking.first_match[chosen] == 1).mean())})
+                row = {
+                    "query_camid": int(query_camid),
+                    "gallery_camid": camid,
+                    "queries": int(chosen.sum()),
+                    "map": float(ranking.ap[chosen].mean()),
+                    "rank1": float((ranking.first_match[chosen] == 1).mean()),
+                }
+                rows.append(row)
         return rows

@@ -17,9 +17,9 @@ UNIT_TOLERANCE = 2e-3  # squared lengths of float16 features of unit length are 
 class Block(NamedTuple):
     """Rows start .. start + n of the distances: distance = keys + offsets.
 
-    keys (n, G) rank a row exactly as the distances do, without the ties that adding the row's constant would
-    make in float32; the next block overwrites them. offsets (n, 1). Both are tensors where a device was given, else
-    NumPy arrays: on the CPU torch's threads and NumPy's would slow each other down threefold.
+    keys (n, G) rank a row as the distances do, but without the ties that adding the row's constant would cause in
+    float32; the next block overwrites them. offsets (n, 1). Both are tensors if a device was given, else NumPy
+    arrays: on the CPU, the threads of torch and of NumPy would slow each other down threefold.
     """
 
     start: int
@@ -32,8 +32,8 @@ def blocks(
 ) -> Iterator[Block]:
     """Distances of query (Q, F) to gallery (G, F), float16 or float32, in blocks of at most `limit` bytes.
 
-    euclidean: squared, |q|^2 + |g|^2 - 2 q.g; cosine: 1 - q.g / (|q| |g|). Products are float32 always: bfloat16
-    has some 1,500 distinct values a row and moves mAP by 2e-3. Raises InputError for an unknown metric.
+    euclidean: squared, |q|^2 + |g|^2 - 2 q.g; cosine: 1 - q.g / (|q| |g|). Products are always float32: bfloat16
+    has some 1,500 distinct values per row and changes mAP by 2e-3. Raises InputError for an unknown metric.
     """
     if metric not in METRICS:
         raise InputError(f"--metric {metric} is unknown; choose from {', '.join(METRICS)}")
@@ -85,7 +85,7 @@ def squared_lengths(features):
 
 
 def products(q, g, out) -> None:
-    """out = q g', in full float32 whatever the program has allowed for its training."""
+    """out = q g', in full float32 whatever precision the process has set."""
     if isinstance(q, np.ndarray):
         np.matmul(q, g.T, out=out)
         return
@@ -106,7 +106,7 @@ def nearest(keys, k: int) -> np.ndarray:
     width = keys.shape[1] // 8
     for row, out in zip(keys, columns):
         bound = np.inf
-        if width > k:  # so many minima of eight entries each are no larger than this, hence so many entries
+        if width > k:  # k minima of eight entries each, so at least k entries, are at most this
             bound = np.partition(row[: 8 * width].reshape(8, width).min(0), k - 1)[k - 1]
         near = np.flatnonzero(row <= bound)
         out[:] = near[np.argsort(row[near], kind="stable")[:k]]

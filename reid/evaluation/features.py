@@ -16,15 +16,20 @@ from reid.evaluation.record import UNKNOWN, Record, read_record
 from reid.evaluation.store import ROWS, read_h5
 from reid.files import sha256
 
-UNREADABLE = (OSError, ValueError, EOFError, TypeError, AttributeError, IndexError, BadZipFile, zlib.error,
-              NotImplementedError)  # what h5py, NumPy and SciPy make of damage  # fmt: skip
-LARGEST = np.float32(1e15)  # of a feature's numbers: their squares' sums are finite
+# what h5py, NumPy and SciPy raise for damaged files
+UNREADABLE = (
+    *(OSError, ValueError, EOFError, TypeError, AttributeError, IndexError, NotImplementedError),
+    *(BadZipFile, zlib.error),
+)
+LARGEST = np.float32(1e15)  # number in a feature: sums of squares stay finite
 
 
 @dataclass(frozen=True)
 class Part:
-    """One side of a test: features (M, F) float16 or float32, pids and camids (M,) integers, names of length M;
-    camids None for a protocol without cameras."""
+    """One side of a test: features (M, F) float16 or float32, pids and camids (M,) integers, M names.
+
+    camids: None for a protocol without cameras.
+    """
 
     features: np.ndarray
     pids: np.ndarray
@@ -51,20 +56,22 @@ class Features:
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """Paths below the folder that all have in common."""
+    """Paths relative to the folder that all have in common, with forward slashes."""
     root = common_folder(paths)
     return [Path(os.path.relpath(p, root)).as_posix() for p in paths]
 
 
 def common_folder(paths: Sequence[str]) -> str:
-    """Absolute."""
+    """The absolute path of the folder that all paths have in common."""
     return os.path.commonpath({os.path.dirname(os.path.abspath(p)) for p in paths})
 
 
 def read_features(path: str | Path) -> Features:
-    """A features file by its suffix: .h5 (ours), .npz (query_features, query_pids, query_camids and the same for
-    gallery; without camids: no cameras), .mat (layumi: query_f, query_label, query_cam, ...). Gallery rows with
-    pid -1 are junk and left out. Raises InputError naming file and entry."""
+    """The features in a file. Gallery rows with pid -1 are junk and left out.
+
+    .h5: ours. .npz: query_features, query_pids, query_camids and the same for gallery; without camids there are no
+    cameras. .mat: layumi's, query_f, query_label, query_cam, ... Raises InputError naming file and entry.
+    """
     path = Path(path)
     readers = {".h5": read_h5, ".npz": read_npz, ".mat": read_mat}
     if path.suffix not in readers:
@@ -77,17 +84,17 @@ def read_features(path: str | Path) -> Features:
         raise InputError(f"{path}: {e.args[0]}; is it a features file?") from e
     except UNREADABLE as e:
         raise InputError(f"{path} cannot be read: {e}. It is cut short or damaged; make it again") from e
-    parts = [checked(path, side, *values) for side, values in sides.items()]
-    if parts[0].features.shape[1] != parts[1].features.shape[1]:
+    query, gallery = (checked(path, side, *sides[side]) for side in ("query", "gallery"))
+    widths = [side.features.shape[1] for side in (query, gallery)]
+    if widths[0] != widths[1]:
         raise InputError(
-            f"{path}: query features are {parts[0].features.shape[1]} wide, gallery features "
-            f"{parts[1].features.shape[1]}; both must come from one model"
+            f"{path}: query features are {widths[0]} wide, gallery features {widths[1]}; extract both with one model"
         )
-    if (parts[1].pids == -1).any():
-        parts[1] = parts[1].where(parts[1].pids != -1)
+    if (gallery.pids == -1).any():
+        gallery = gallery.where(gallery.pids != -1)
     record = record_of(path, attrs)
     attrs.pop("record", None)
-    return Features(*parts, attrs, record)
+    return Features(query, gallery, attrs, record)
 
 
 def record_of(path: Path, attrs: dict[str, Any]) -> Record:
@@ -98,7 +105,7 @@ def record_of(path: Path, attrs: dict[str, Any]) -> Record:
 
 
 def checked(path: Path, side: str, features, pids, camids, names) -> Part:
-    """One side, with every shape and value that evaluation relies upon. Raises InputError."""
+    """One side, with the shapes and values that evaluation relies on. Raises InputError."""
     if features.ndim != 2 or features.dtype.kind not in "fiu" or not features.shape[1]:
         raise InputError(
             f"{path}: {side} features have shape {features.shape} and type {features.dtype}; expected (images, width)"
@@ -107,12 +114,14 @@ def checked(path: Path, side: str, features, pids, camids, names) -> Part:
         if values is not None and (np.ndim(values) != 1 or len(values) != len(features)):
             raise InputError(f"{path}: {len(features)} {side} features, but {name} of shape {np.shape(values)}")
     if features.dtype not in (np.float16, np.float32):
-        with np.errstate(over="ignore"):  # infinite then, and refused
+        with np.errstate(over="ignore"):  # becomes infinite, which is refused below
             features = features.astype(np.float32)
     for i in range(0, len(features), ROWS):
         bad = np.flatnonzero(~(np.abs(features[i : i + ROWS]) < LARGEST).all(1))
         if len(bad):
-            raise InputError(f"{path}: {side} feature row {i + bad[0]} has NaN or infinite values, or too large ones; "
-                             "extract it again")  # fmt: skip
+            raise InputError(
+                f"{path}: {side} feature row {i + bad[0]} has NaN or infinite values, or too large ones; "
+                "extract it again"
+            )
     names = [str(i) for i in range(len(features))] if names is None else names
     return Part(np.ascontiguousarray(features), np.asarray(pids), camids, names)

@@ -1,17 +1,18 @@
 """Distances -> ranks of every true match -> average precision, CMC, INP.
 
-Nothing is argsorted: a measure needs, for each true match, only how many entries of its row are at least as
-near, and a query has about 17 matches among thousands of entries. All measures follow from those counts, so
-galleries of any size are ranked in tiles of rows and the counts joined.
+No row is sorted: a measure needs, for each true match, only the number of entries of its row that are at least as
+near, and a query has about 17 matches among thousands of entries. All measures follow from these counts, so galleries
+of any size are ranked in blocks of rows and the counts are joined.
 
 Definitions: per query, *kept* entries are the gallery without junk (same pid and same camid); its *matches* are
-the kept entries with its pid. Ties never flatter, so no number depends on the gallery's order. Queries without
+the kept entries with its pid. Ties are counted as wrong, so no number depends on the gallery's order. Queries without
 a match are left out of the means and counted.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +26,9 @@ COUNT_BYTES = 1 << 28  # compared at once on a torch device
 
 @dataclass(frozen=True)
 class Ranking:
-    """For each of T matches, by query and then by distance: its query and gallery row, and how many matches
-    (`right`, itself included) and wrong kept entries (`wrong`) are as near or nearer.
+    """For each of T matches, by query and then by distance: its query and gallery row, and two counts.
+
+    right, wrong: how many matches (itself included) and how many wrong kept entries are as near or nearer.
 
     >>> r = rank(np.array([[0.1, 0.2, 0.3, 0.4]]), [7], [7, 3, 7, 5])
     >>> r.mean_ap, r.cmc.tolist(), r.mean_inp  # precisions 1/1 and 2/3; first match at 1, last of the two at 3
@@ -39,6 +41,12 @@ class Ranking:
     wrong: np.ndarray
     n_query: int
     n_gallery: int
+
+    @classmethod
+    def of(cls, blocks: Sequence[tuple[np.ndarray, ...]], n_query: int, n_gallery: int) -> "Ranking":
+        """Of what rank_rows gave for each block."""
+        query, gallery, right, wrong = (np.concatenate(parts) for parts in zip(*blocks))
+        return cls(query, gallery, right, wrong, n_query, n_gallery)
 
     @cached_property
     def matches(self) -> np.ndarray:
@@ -65,14 +73,18 @@ class Ranking:
 
     @cached_property
     def ap(self) -> np.ndarray:
-        """(Q,) step-wise average precision (scikit-learn's): the mean over the matches, at distance d, of
-        matches within d / kept entries within d. NaN without a match."""
+        """(Q,) step-wise average precision, as scikit-learn's. NaN without a match.
+
+        The mean over the matches, at distance d, of matches within d / kept entries within d.
+        """
         return self._mean_of_matches(self.right / (self.right + self.wrong))
 
     @cached_property
     def ap_trapezoid(self) -> np.ndarray:
-        """(Q,) the same with the mean of the precisions before and after each match, as Market-1501's MATLAB
-        code and layumi's; among ties the wrong entries stand first."""
+        """(Q,) the mean over the matches of the precision before and after each: Market-1501's and layumi's.
+
+        Among ties the wrong entries come first.
+        """
         after = self.place / (self.place + self.wrong)
         before = (self.place - 1) / np.maximum(self.place - 1 + self.wrong, 1)
         before[self.place - 1 + self.wrong == 0] = 1
@@ -119,9 +131,11 @@ class Ranking:
 
 
 def rank(distance, query_pids, gallery_pids, query_camids=None, gallery_camids=None) -> Ranking:
-    """Ranks of all matches. distance (Q, G), smaller is nearer: a NumPy array or a torch tensor on any device;
-    pids and camids are integers, camids None for a protocol without cameras (then nothing is junk).
-    Raises InputError for shapes that disagree, NaN, an empty side, or no query with a match."""
+    """Ranks of all matches. distance (Q, G), smaller is nearer: a NumPy array or a torch tensor on any device.
+
+    pids and camids are integers; camids None for a protocol without cameras, where nothing is junk. Raises
+    InputError for shapes that disagree, NaN, an empty side, or no query with a match.
+    """
     query_pids, gallery_pids, query_camids, gallery_camids = check_labels(
         query_pids, gallery_pids, query_camids, gallery_camids
     )
@@ -140,7 +154,7 @@ def check_labels(query_pids, gallery_pids, query_camids=None, gallery_camids=Non
     """The four as int64 arrays (camids stay None together). Raises InputError."""
     if (query_camids is None) != (gallery_camids is None):
         raise InputError("camids of one side only; give both, or neither for a protocol without cameras")
-    sides = []
+    sides: list[Any] = []
     for name, values in (
         ("query pids", query_pids),
         ("gallery pids", gallery_pids),
@@ -214,7 +228,7 @@ def rank_rows(distance, pairs: Pairs, start: int = 0) -> tuple[np.ndarray, ...]:
 
 def join(blocks: Sequence[tuple[np.ndarray, ...]], n_query: int, n_gallery: int) -> Ranking:
     """The Ranking of all blocks. Raises InputError when no query has a match."""
-    ranking = Ranking(*(np.concatenate(parts) for parts in zip(*blocks)), n_query=n_query, n_gallery=n_gallery)
+    ranking = Ranking.of(blocks, n_query, n_gallery)
     if not len(ranking.query):
         raise InputError(
             f"none of the {n_query} queries has a match among the {n_gallery} gallery images: no same pid with "
@@ -226,8 +240,8 @@ def join(blocks: Sequence[tuple[np.ndarray, ...]], n_query: int, n_gallery: int)
 def count_within(distance: np.ndarray, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
     """(T,) how many entries of distance[rows[t]] are <= values[t]; both ascending, values within a row.
 
-    One comparison pass for each match, after the farthest match has shortened the row; a row of many matches is
-    sorted. Both are far below an argsort.
+    One comparison per match, after the farthest match has shortened the row; a row with many matches is sorted.
+    Both cost far less than an argsort.
     """
     counts = np.zeros(len(rows), np.int64)
     bounds = np.searchsorted(rows, np.arange(len(distance) + 1)).tolist()
@@ -241,7 +255,7 @@ def count_within(distance: np.ndarray, rows: np.ndarray, values: np.ndarray) -> 
         counts[b] = np.count_nonzero(inside)
         if 16 * counts[b] < len(row):
             row = row[inside]
-        if b - a > 2 * len(row).bit_length():  # measured: passes cost less up to about here
+        if b - a > 2 * len(row).bit_length():  # measured: up to about here comparisons cost less
             counts[a:b] = np.sort(row).searchsorted(values[a:b], "right")
             continue
         if a == b:

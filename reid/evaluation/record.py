@@ -29,6 +29,7 @@ CHOICES = {
 EVALUATION_FILES = ("result.json", "features.h5", "features.h5.partial")
 
 
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """Plain fields whose values and JSON form are checked."""
 
@@ -45,7 +46,7 @@ class Settings:
     @classmethod
     def from_json(cls, content: Any, source: str | Path) -> Self:
         """The inverse of to_json. Raises InputError, naming `source`, for other fields or types."""
-        kinds = {f.name: f.type for f in fields(cls)}
+        kinds: dict[str, Any] = {f.name: f.type for f in fields(cls)}
         again = "it is damaged or from another version; evaluate again"
         if not isinstance(content, dict) or content.keys() != kinds.keys():
             found = sorted(content) if isinstance(content, dict) else type(content).__name__

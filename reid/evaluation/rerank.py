@@ -1,6 +1,7 @@
 """Re-ranking without labels: k-reciprocal encoding, sparse and exact, and average query expansion."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from scipy import sparse
@@ -17,7 +18,16 @@ from reid.evaluation.distances import (
     squared_lengths,
 )
 
-K1, K2, WEIGHT = 20, 6, 0.3  # of Zhong et al.
+
+class Reciprocal(NamedTuple):
+    """Settings of k-reciprocal encoding: neighbours, neighbours of the expansion, weight of the plain distance."""
+
+    k1: int = 20
+    k2: int = 6
+    weight: float = 0.3
+
+
+PUBLISHED = Reciprocal()  # Zhong et al.
 
 
 def reciprocal_blocks(
@@ -26,16 +36,15 @@ def reciprocal_blocks(
     metric: str = "euclidean",
     device=None,
     limit: int = BLOCK_BYTES,
-    k1: int = K1,
-    k2: int = K2,
-    weight: float = WEIGHT,
+    settings: Reciprocal = PUBLISHED,
 ) -> Iterator[Block]:
-    """Distances re-ranked by k-reciprocal encoding (Zhong et al. 2017, arXiv 1701.08398), as distances.blocks:
-    (1 - weight) Jaccard distance of the neighbourhoods + weight x distance / its row's largest.
+    """Distances re-ranked by k-reciprocal encoding (Zhong et al. 2017, arXiv 1701.08398), as distances.blocks.
 
-    An image's encoding has some hundred entries, so it is kept sparse, and each row is done alone: equal to the
-    dense form, in memory that grows with the number of images, not with its square.
+    (1 - weight) Jaccard distance of the neighbourhoods + weight x distance / the largest distance of its row. An
+    encoding has some hundred entries, so it is sparse, and rows are computed one by one: equal to the dense form, in
+    memory that grows with the number of images instead of its square.
     """
+    k1, k2, weight = settings
     images = np.concatenate([query, gallery])
     if len(images) <= k1:
         raise InputError(f"--rerank looks at {k1} neighbours, but there are only {len(images)} images")
@@ -54,7 +63,7 @@ def reciprocal_blocks(
 
 
 def neighbours(images: np.ndarray, k: int, metric: str, device, limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest images of each image, itself among them, in order (N, k), and its largest distance (N,)."""
+    """The k nearest images of each image, itself included, in order (N, k), and its largest distance (N,)."""
     near, largest = [], []
     for block in blocks(images, images, metric, device, limit // 8):
         near.append(nearest(block.keys, k))
@@ -63,8 +72,10 @@ def neighbours(images: np.ndarray, k: int, metric: str, device, limit: int) -> t
 
 
 def encode(images, near: np.ndarray, largest: np.ndarray, metric: str, k1: int) -> sparse.csr_array:
-    """(N, N): row i has exp(-distance / largest), summing to 1, at i's reciprocal neighbours, and at those of a
-    neighbour (k1 / 2 of them) of whose own more than two thirds are i's."""
+    """(N, N): row i has exp(-distance / largest), scaled to the sum 1, at i's reciprocal neighbours.
+
+    The k1 / 2 reciprocal neighbours of a neighbour join them when more than two thirds of them are i's too.
+    """
     reciprocal = mutual(near)
     half = mutual(near[:, : int(np.around(k1 / 2)) + 1])
     common = (reciprocal @ half.T).multiply(reciprocal).tocoo()  # (i, c): neighbours that i and c have in common
@@ -87,7 +98,7 @@ def encode(images, near: np.ndarray, largest: np.ndarray, metric: str, k1: int) 
 
 
 def mutual(near: np.ndarray) -> sparse.csr_array:
-    """(N, N) with 1 where each is in the other's list."""
+    """(N, N): 1 where each image is in the other's list."""
     n, k = near.shape
     listed = sparse.csr_array((np.ones(n * k, np.float32), near.ravel(), np.arange(0, n * k + 1, k)), (n, n))
     return listed.multiply(listed.T).tocsr()
@@ -114,8 +125,10 @@ def shared_weight(ours: sparse.csr_array, theirs: sparse.csc_array, i: int) -> n
 def expand_queries(
     query: np.ndarray, gallery: np.ndarray, k: int, metric: str = "euclidean", device=None, limit: int = BLOCK_BYTES
 ) -> np.ndarray:
-    """(Q, F) float32: each query replaced by the mean of itself and its k nearest gallery features, of the query's own
-    length (average query expansion, Chum et al. 2007)."""
+    """(Q, F) float32: each query becomes the mean of itself and its k nearest gallery features, with its own length.
+
+    Average query expansion, Chum et al. 2007.
+    """
     if not 0 < k <= len(gallery):
         raise InputError(f"--query_expansion {k}: give 1 to {len(gallery)}, the size of the gallery")
     mean = query.astype(np.float32)

@@ -3,7 +3,7 @@
 import csv
 import time
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from reid.evaluation.features import Features
 from reid.evaluation.open_set import CONFIDENCE, mean_interval, open_set
 from reid.evaluation.ranking import Ranking, check_labels, join, rank_rows, same_person
 from reid.evaluation.record import USUAL, Record, Scoring
-from reid.evaluation.rerank import K1, K2, WEIGHT, expand_queries, reciprocal_blocks
+from reid.evaluation.rerank import PUBLISHED, expand_queries, reciprocal_blocks
 from reid.files import atomic_file, write_json
 
 QUERY_COLUMNS = ("name", "pid", "camid", "matches", "first_match", "ap", "inp")
@@ -46,7 +46,8 @@ class Result:
     @property
     def conventions(self) -> dict[str, str]:
         """The scoring in words."""
-        s, no_cameras = self.scoring, self.features.query.camids is None
+        s, k1, k2, weight = self.scoring, *PUBLISHED
+        no_cameras = self.features.query.camids is None
         expansion = f"mean with {s.query_expansion} nearest"
         return {
             "ap": s.ap,
@@ -54,7 +55,7 @@ class Result:
             "metric": s.metric,
             "ties": "counted as wrong",
             "junk": "none: no cameras" if no_cameras else "same pid and camera",
-            "reranking": f"k-reciprocal, k1 {K1}, k2 {K2}, lambda {WEIGHT}" if s.rerank else "none",
+            "reranking": f"k-reciprocal, k1 {k1}, k2 {k2}, lambda {weight}" if s.rerank else "none",
             "query expansion": expansion if s.query_expansion else "none",
         }
 
@@ -190,14 +191,16 @@ def evaluate(
     if camera_pairs and labels[2] is None:
         raise InputError("--camera_pairs needs camids, and these features have none")
     pairs = same_person(*labels)
-    settings = (scoring.metric, device, limit)
+    settings = {"metric": scoring.metric, "device": device, "limit": limit}
+    plain = partial(blocks, **settings)
     queries = query.features
     if scoring.query_expansion:
-        queries = expand_queries(queries, gallery.features, scoring.query_expansion, *settings)
+        queries = expand_queries(queries, gallery.features, scoring.query_expansion, **settings)
     shots = SingleGalleryShot(*labels) if scoring.cmc == "cuhk03" else None
     table = CameraPairs(pairs, labels[2], labels[3]) if camera_pairs else None
     ranked = []
-    for block in (reciprocal_blocks if scoring.rerank else blocks)(queries, gallery.features, *settings):
+    distances = partial(reciprocal_blocks, **settings) if scoring.rerank else plain
+    for block in distances(queries, gallery.features):
         ranked.append(rank_rows(block.keys, pairs, block.start))
         if shots:
             shots.add(on_host(block.keys), block.start)
@@ -210,6 +213,6 @@ def evaluate(
         cmcs["cuhk03"] = shots.cmc()
     accepts = None
     if fpr is not None:
-        accepts = open_set(queries, gallery.features, labels[0], pairs, fpr, *settings)
+        accepts = open_set(queries, gallery.features, labels[0], pairs, fpr, plain)
     cameras = table.table() if table else None
     return Result(ranking, features, scoring, cmcs, accepts, cameras, time.perf_counter() - started)

@@ -80,7 +80,7 @@ class FeaturesWriter:
 
 def write_all(file: RawIOBase, values: np.ndarray) -> None:
     """Writes an array's bytes; a raw file may take a part at a time."""
-    left = memoryview(np.ascontiguousarray(values)).cast("B")
+    left = memoryview(values.tobytes())
     while left:
         left = left[file.write(left) :]
 

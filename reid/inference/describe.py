@@ -1,7 +1,7 @@
 """Images to descriptors, in memory or into a features file."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def extract_file(
     path: Path,
     model: nn.Module,
     load: Callable[[int], Iterable[Tensor]],
-    images: dict[str, Sequence[Image]],
+    images: Mapping[str, Sequence[Image]],
     record: Record,
     device,
     **attrs: Any,
@@ -73,6 +73,8 @@ def extract_file(
     interrupted file, and reuses a complete one. Only rank 0 writes; the path, the digests in `record` and attrs are
     used there alone.
     """
+    flip, precision = record.flip, record.precision
+    assert flip is not None and precision is not None, "unknown only in other systems' records"
     listed = [image for side in images.values() for image in side]
     total, first = len(listed), world().first
     labels = {
@@ -88,7 +90,7 @@ def extract_file(
         done = from_first(writer.count_done() if first else 0, device)
         batches = load(done) if done < total else ()
         with progress(total, done) as bar, signals_noted() as received:
-            for features in describe(model, batches, device, record.flip, record.precision):
+            for features in describe(model, batches, device, flip, precision):
                 if first:
                     rows = features.flatten(1).cpu().numpy()
                     writer.write(rows, done, attrs | {"slots": features.shape[1:]})
@@ -104,7 +106,7 @@ def extract_file(
 
 
 def progress(total: int, done: int = 0) -> tqdm:
-    hidden = None if world().first else True  # None: where the output is no terminal
+    hidden = None if world().first else True  # None: only in a terminal
     return tqdm(total=total, initial=done, desc="features", unit=" images", disable=hidden)
 
 

@@ -19,29 +19,41 @@ from reid.processes import World, part_of
 class Extraction:
     """A model and the settings with which test images become features.
 
-    record: weights, input size, flip and precision; a test set adds the rest. here: this process among all that
-    extract together; each decodes its part of every batch.
+    weights: hex SHA-256 of the file. precision: as resolved. here: this process among all that extract together;
+    each decodes its part of every batch.
     """
 
     model: nn.Module
     device: device
-    record: Record
+    weights: str
+    h: int
+    w: int
+    precision: str
     batch_size: int
     num_workers: int
     here: World
+    flip: bool = True
 
     def record_of(self, name: str, split: int, dataset: Dataset) -> Record:
         """The record of a dataset's whole test images. Digests only on rank 0, which alone writes."""
-        known = {}
-        if self.here.first:
-            content = content_of([*dataset.query, *dataset.gallery])
-            known = {"fingerprint": dataset.fingerprint, "content": content}
-        return replace(self.record, dataset=name, split=split, covered=0, **known)
+        first = self.here.first
+        return Record(
+            dataset=name,
+            split=split,
+            fingerprint=dataset.fingerprint if first else None,
+            content=content_of([*dataset.query, *dataset.gallery]) if first else None,
+            weights=self.weights,
+            h=self.h,
+            w=self.w,
+            flip=self.flip,
+            precision=self.precision,
+            covered=0,
+        )
 
     def store(self, dataset: Dataset) -> ImageStore:
         """The query images and then the gallery images."""
         images = [*dataset.query, *dataset.gallery]
-        return ImageStore(images, self.record.h, self.record.w, self.num_workers, device=self.device)
+        return ImageStore(images, self.h, self.w, self.num_workers, device=self.device)
 
     def batches(self, store: ImageStore, start: int, stop: int) -> Iterator[Tensor]:
         """This process's part of each batch of images start .. stop."""
@@ -61,10 +73,10 @@ class Extraction:
 
     def covered(self, features: Features | None, dataset: Dataset, band: int) -> Features | None:
         """The features with a band of each query image covered; None on other ranks than 0."""
-        count, r = len(dataset.query), self.record
+        count = len(dataset.query)
         batches = self.batches(self.store(dataset), 0, count)
         images = (cover(pixels, band) for pixels in batches)
-        found = extract(self.model, images, count, self.device, r.flip, r.precision)
+        found = extract(self.model, images, count, self.device, self.flip, self.precision)
         if features is None:
             return None
         query = replace(features.query, features=found)

@@ -1,5 +1,7 @@
 """Models, built from a configuration."""
 
+from typing import Any
+
 from torch import nn
 
 from reid.config import Config
@@ -18,7 +20,7 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
     its backbone, `bands` the part of the image's height that each slot sees.
     """
     c = config
-    model: nn.Module
+    model: Any
     match c.model:
         case "baseline":
             model = Baseline(num_classes, c.backbone, c.last_stride)

@@ -25,6 +25,6 @@ class Baseline(nn.Module):
     def forward(self, images: Tensor) -> Tensor | Output:
         x = self.base(images)  # (N, C, h, w)
         with torch.autocast(images.device.type, enabled=False):
-            pooled = x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))  # (N, C)
+            pooled = x.mean((2, 3), dtype=self.embed[0].weight.dtype)  # (N, C)
             f = self.embed(pooled)[:, None]  # (N, 1, 512)
             return Output(f, classify(self.classifiers, self.dropout(f))) if self.training else f

@@ -65,7 +65,8 @@ def facts(result: Result, dataset: str, run: Path | None) -> Rows:
     if run:
         rows += start_facts(read_versions(run)) + training_time(run, config)
     rows += [("Features", extraction(record)), ("Scored in", f"{result.seconds:.3g} s")]
-    rows += [("Dataset fingerprint", record.fingerprint), ("Weights SHA-256", record.weights)]
+    rows += [("Dataset fingerprint", record.fingerprint or "")]
+    rows += [("Weights SHA-256", record.weights or "")]
     return [row for row in rows if row[1]] + expected(result, dataset, config)
 
 
@@ -86,12 +87,23 @@ def start_facts(starts: list[dict[str, Any]]) -> Rows:
     first = starts[0]
     packages = {"python": first["python"], **first["packages"]}
     return [
-        ("To repeat it", shlex.join(["python", *first["command"]])),
+        ("To repeat it", shell_line(*first["command"])),
         ("Commit", first["commit"] or "outside a checkout"),
         ("Versions", ", ".join(f"{k} {v}" for k, v in packages.items())),
         ("Hardware", f"{first['machine']}, {first['cuda'] or 'no GPU'}"),
         ("Started", ", ".join(start["time"] for start in starts)),
     ]
+
+
+def shell_line(program: str, *arguments: str) -> str:
+    """
+    >>> shell_line("train.py", "--h", "384"), shell_line("__main__.py", "train"), shell_line("reid", "train")
+    ('python train.py --h 384', 'python -m reid train', 'reid train')
+    """
+    start = ["python", program] if program.endswith(".py") else [program]
+    if program == "__main__.py":
+        start = ["python", "-m", "reid"]
+    return shlex.join([*start, *arguments])
 
 
 def training_time(run: Path, config: Config | None) -> Rows:

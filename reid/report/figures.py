@@ -24,7 +24,7 @@ DASHES = ("-", "--", "-.", ":")
 MARKERS = "os^DvP*X<>"
 MARKER_NAMES = ("circles", "squares", "triangles", "diamonds")
 SMALL = (3.75, 2.8)  # width and height in inches
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": GREY,
     "axes.grid": True,
@@ -199,8 +199,8 @@ def distance_histograms(folder: Path, found: dict[str, Any], metric: str) -> Pic
     [axes] = new_axes(*SMALL)
     for kind, colour, dashes in (("same", GREEN, "-"), ("different", VERMILION, "--")):
         style = {"facecolor": colour + "44", "edgecolor": colour, "linestyle": dashes}
-        style |= {"fill": True, "linewidth": 1, "label": f"{kind} person"}
-        axes.stairs(distances[kind], distances["edges"], **style)
+        name = f"{kind} person"
+        axes.stairs(distances[kind], distances["edges"], fill=True, linewidth=1, label=name, **style)
     axes.axvline(threshold, color=INK, linestyle="--", linewidth=1, label=label)
     axes.set(xlabel=f"{metric} distance", ylabel="share of pairs", title="Distances")
     axes.legend()
@@ -211,8 +211,8 @@ def distance_histograms(folder: Path, found: dict[str, Any], metric: str) -> Pic
 def training(folder: Path, runs: dict[str, list[dict[str, float]]]) -> list[Picture]:
     """One panel per recorded number, one line per run. runs: name -> rows of metrics.jsonl."""
     everything = [row for rows in runs.values() for row in rows]
-    keys = dict.fromkeys(k for row in everything for k in row)
-    keys = [k for k in keys if k not in ("step", "epoch", "images_per_second")]
+    hidden = ("step", "epoch", "images_per_second")
+    keys = list(dict.fromkeys(k for row in everything for k in row if k not in hidden))
     if not keys:
         return []
     columns, lines, several = min(4, len(keys)), -(-len(keys) // 4), len(runs) > 1
@@ -273,7 +273,7 @@ def people(folder: Path, features: Features, ap: np.ndarray, count: int = 10) ->
     points = left[:, :2] * size[:2]
     share = size**2 / (size**2).sum()
     [axes] = new_axes(5.6, 4)
-    label = {"fontsize": 9, "fontweight": "bold", "ha": "center", "va": "bottom"}
+    label: dict[str, Any] = {"fontsize": 9, "fontweight": "bold", "ha": "center", "va": "bottom"}
     label["bbox"] = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5}
     for i, pid in enumerate(chosen):
         own = points[who == pid]

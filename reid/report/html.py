@@ -32,8 +32,8 @@ CONTROLS = """
 READING = """
 <p>The squared distance of two descriptors is the sum of the distances of their parts. Next to each answer, every part
 is drawn as a band at its place on the body. A band's reference value is halfway between its mean distance in the right
-answers and in the wrong answers of this page. <b class="near">Blue</b> bands are below their reference value and speak
-for the same person; <b class="far">hatched vermilion</b> bands are above it. Select an answer to see the numbers.</p>
+answers and in the wrong answers of this page. <b class="near">Blue</b> bands are below their reference value: they are
+similar. <b class="far">Hatched vermilion</b> bands are above it: they differ. Select an answer to see the numbers.</p>
 """
 LISTS = """
 <p id="count" role="status"></p><div id="rows"></div>
@@ -51,7 +51,8 @@ class Section(NamedTuple):
 def tiles(result: Result) -> str:
     """The main scores in percent, with their intervals."""
     ranking, pids = result.ranking, result.features.query.pids
-    found = [("mAP", result.mean_ap, result.intervals["map"])]
+    found: list[tuple[str, float, list[float] | None]] = []
+    found.append(("mAP", result.mean_ap, result.intervals["map"]))
     for k in (1, 5, 10):
         if k > len(result.cmc):
             break
@@ -108,11 +109,13 @@ def note(text: str) -> str:
     return f'<p class="note">{escape(text)}</p>'
 
 
-def script(data: dict[str, Any], thumbnails: str) -> str:
-    """report.js and its input, as lists.page_data returns it."""
+def rank_lists(data: dict[str, Any], thumbnails: str) -> str:
+    """The rank lists, filled by report.js from data and thumbnails, as lists.page_data returns them."""
     content = json.dumps(data, separators=(",", ":"))
     content = content.replace("<", "\\u003c")  # so that no image name can end the script
+    reading = READING if "slots" in data else ""
     return (
+        f"{reading}{CONTROLS}{LISTS}"
         f'<script type="application/json" id="data">{content}</script>'
         f'<script type="text/plain" id="thumbs">{thumbnails}</script>'
         f"<script>{read('report.js')}</script>"
@@ -123,7 +126,7 @@ def read(name: str) -> str:
     return (HERE / name).read_text(encoding="utf-8")
 
 
-def page(title: str, subtitle: str, sections: Sequence[Section], script: str = "") -> str:
+def page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
     """The whole file."""
     links = "".join(f'<a href="#{s.id}">{escape(s.heading)}</a>' for s in sections)
     body = ""
@@ -137,6 +140,6 @@ def page(title: str, subtitle: str, sections: Sequence[Section], script: str = "
 <style>{read("report.css")}</style></head><body>
 <a class="skip" href="#main">Skip to the results</a>
 <header><h1>{escape(title)}</h1><p>{escape(subtitle)}</p></header>
-<nav class="sections" aria-label="sections">{links}</nav><main id="main">{body}</main>{script}
+<nav class="sections" aria-label="sections">{links}</nav><main id="main">{body}</main>
 </body></html>
 """

@@ -78,7 +78,7 @@ def at(block: Block, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
 
 def best(block: Block, columns: np.ndarray, features: Features, top: int) -> Pairs:
     """The answers to a block of queries; columns (n, W): the nearest gallery rows, in order."""
-    rows, _ = np.indices(columns.shape)
+    rows = np.indices(columns.shape)[0]
     query, distance = rows + block.start, at(block, rows, columns)
     kind = kinds(features, query, columns)
     is_junk = kind == JUNK
@@ -91,7 +91,9 @@ def kinds(features: Features, query: np.ndarray, gallery: np.ndarray) -> np.ndar
     """RIGHT, WRONG or JUNK for query and gallery rows of any shape."""
     q, g = features.query, features.gallery
     same = q.pids[query] == g.pids[gallery]
-    junk = False if q.camids is None else same & (q.camids[query] == g.camids[gallery])
+    junk = np.zeros_like(same)
+    if q.camids is not None and g.camids is not None:
+        junk = same & (q.camids[query] == g.camids[gallery])
     return np.where(junk, JUNK, np.where(same, RIGHT, WRONG))
 
 
@@ -116,7 +118,7 @@ def thumbnails(paths: Sequence[str]) -> list[bytes]:
 def packed(values: np.ndarray, dtype: str) -> dict[str, str]:
     """An array for report.js: the JavaScript type, and the little-endian bytes as base64."""
     stored = np.ascontiguousarray(values, np.dtype(dtype).newbyteorder("<"))
-    return {"type": ARRAYS[dtype], "text": base64.b64encode(stored).decode()}
+    return {"type": ARRAYS[dtype], "text": base64.b64encode(stored.tobytes()).decode()}
 
 
 def page_data(result: Result, answers: Pairs, matches: Pairs, paths: dict[str, str]) -> tuple[dict[str, Any], str]:
@@ -163,7 +165,7 @@ def image_data(features: Features, queries, gallery, paths: dict[str, str]) -> t
         "names": names,
         "pids": [int(side.pids[i]) for side, i in rows],
         "camids": [None if side.camids is None else int(side.camids[i]) for side, i in rows],
-        "thumbs": [order.get(paths.get(name), -1) for name in names],
+        "thumbs": [order.get(paths.get(name, ""), -1) for name in names],
         "lengths": [len(t) for t in encoded],
     }
     return data, "".join(encoded)

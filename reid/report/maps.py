@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from reid.data.loader import decode
 from reid.data.transforms import normalise
@@ -25,11 +26,12 @@ def energy_maps(
         if not Path(path).is_file():
             raise MissingInput(f"--maps {name} is neither a query or gallery image nor a file")
     model, config = read_weights(weights)
-    if not hasattr(model, "base") or not hasattr(model, "bands"):
+    base = getattr(model, "base", None)
+    if not isinstance(base, nn.Module) or not hasattr(model, "bands"):
         raise InputError(f"the model of {weights} has no single backbone map; leave --maps out")
     images = np.stack([decode(path, config.h, config.w) for path in files.values()])
     with torch.inference_mode():
-        found = model.base(normalise(torch.from_numpy(images).permute(0, 3, 1, 2)))
+        found = base(normalise(torch.from_numpy(images).permute(0, 3, 1, 2)))
         finest = found[-1] if isinstance(found, list) else found  # the last branch has the most stripes
         energy = finest.norm(dim=1).numpy()
     return list(zip(files, images, energy)), np.array(model.bands)

@@ -27,104 +27,102 @@ def write_report(source: Source, result: Result | None, content: Content) -> Non
     Raises InputError where the folder cannot be written, matplotlib is missing, or there is nothing to report.
     """
     with figures.styled():  # raises before the long work
-        dataset, paths, missing, sections, script = "", {}, "", [], ""
-        if result is not None:
-            dataset = content.dataset or result.record.dataset or ""
+        paths: dict[str, str] = {}
+        dataset, missing = content.dataset or "", ""
+        if result:
+            dataset = dataset or result.record.dataset or ""
             paths, missing = find_images(result.features, content)
         if missing:
             logger.warning(missing)
         with writing(source.folder):
             source.folder.mkdir(parents=True, exist_ok=True)
-        if result is not None:
-            sections, script = result_sections(source.folder, result, content, paths)
-            if missing:
-                sections[0] = sections[0]._replace(html=sections[0].html + html.note(missing))
-        if content.maps:
-            sections.append(maps_section(source, content.maps, paths))
+        sections = result_sections(source.folder, result, content, paths, missing) if result else []
+        if content.maps and source.run:
+            sections.append(maps_section(source.folder, source.run, content.maps, paths))
         sections += training_section(source, content.other_runs)
-        if result is not None:
-            sections.append(facts_section(source, result, dataset))
+        if result:
+            sections.append(facts_section(result, dataset, source.run))
         if not sections:
             raise InputError(f"{source.folder} has no features and no training steps yet; train or evaluate first")
         name = (source.run or source.folder).resolve().name.removesuffix("-report")
-        page = html.page(f"{name} on {dataset}" if dataset else name, SUBTITLE, sections, script)
+        title = f"{name} on {dataset}" if dataset else name
         path = source.folder / "report.html"
         with writing(path), atomic_file(path) as temporary:
-            temporary.write_text(page, encoding="utf-8")
+            temporary.write_text(html.page(title, SUBTITLE, sections), encoding="utf-8")
     logger.info(f"report in {path}")
 
 
-def result_sections(folder: Path, result: Result, content: Content, paths: dict[str, str]) -> tuple[list[Section], str]:
-    """(the sections about a result, the script that shows its rank lists)."""
+def result_sections(
+    folder: Path, result: Result, content: Content, paths: dict[str, str], missing: str
+) -> list[Section]:
+    """paths: image name -> file. missing: a sentence about images that were not found, or ""."""
     answers, matches, cameras = lists.rank_lists(result, content.top, content.device)
     data, thumbnails = lists.page_data(result, answers, matches, paths)
     sections = [
-        summary_section(folder, result, cameras),
-        Section("lists", "Rank lists", (html.READING if "slots" in data else "") + html.CONTROLS + html.LISTS),
+        summary_section(folder, result, cameras, missing),
+        Section("lists", "Rank lists", html.rank_lists(data, thumbnails)),
         bands_section(folder, result, data),
     ]
     if result.open_set:
-        sections.append(open_set_section(folder, result))
+        sections.append(open_set_section(folder, result.open_set, result.scoring.metric))
     people = figures.people(folder, result.features, result.ap)
     sections.append(Section("people", "People in feature space", html.figures(people, captions=True)))
-    return sections, html.script(data, thumbnails)
+    return sections
 
 
-def summary_section(folder: Path, result: Result, cameras: list[dict] | None) -> Section:
+def summary_section(folder: Path, result: Result, cameras: list[dict] | None, missing: str) -> Section:
     pictures = [figures.cmc_curve(folder, result.cmc), figures.ap_histogram(folder, result.ap[result.ranking.valid])]
     if cameras and len(cameras) > 1:
         pictures.append(figures.camera_map(folder, cameras))
-    scores = html.tiles(result) + html.conventions(result)
-    return Section("summary", "Summary", scores + html.figures(pictures) + PEOPLE)
+    body = html.tiles(result) + html.conventions(result) + html.figures(pictures) + PEOPLE
+    return Section("summary", "Summary", body + (html.note(missing) if missing else ""))
 
 
 def bands_section(folder: Path, result: Result, data: dict[str, Any]) -> Section:
     if "slots" not in data:
         body = html.note(f"Not shown: {data['no_slots']}. Extract the features again with evaluate.py.")
-    else:
-        names = [slot["name"] for slot in data["slots"]]
-        picture = figures.band_distances(folder, data["means"], names)
-        body = "<p>The mean squared distance in each band, over all answers of this page.</p>"
-        body += html.figures([picture])
-        if result.scoring.rerank or result.scoring.query_expansion:
-            body = html.note("The bands show the distances before re-ranking and query expansion.") + body
-    return Section("why", "Which part matched", body)
+        return Section("why", "Which part matched", body)
+    names = [slot["name"] for slot in data["slots"]]
+    picture = figures.band_distances(folder, data["means"], names)
+    body = "<p>The mean squared distance in each band, over all answers of this page.</p>"
+    if result.scoring.rerank or result.scoring.query_expansion:
+        body += html.note("These are the distances before re-ranking and query expansion.")
+    return Section("why", "Which part matched", body + html.figures([picture]))
 
 
-def open_set_section(folder: Path, result: Result) -> Section:
-    found = result.open_set
+def open_set_section(folder: Path, found: dict[str, Any], metric: str) -> Section:
     low, high = found["threshold_interval"]
     accepted = found["tpr"][f"{found['fpr']:g}"]
-    metric = result.scoring.metric.replace("euclidean", "squared Euclidean")
+    metric = metric.replace("euclidean", "squared Euclidean")
     pictures = [figures.roc_curve(folder, found), figures.distance_histograms(folder, found, metric)]
     text = (
         f"<p>Accept two images as the same person up to a distance of <b>{found['threshold']:.4g}</b> "
         f"({CONFIDENCE:.0%} interval: {low:.4g} to {high:.4g}). This threshold accepts {accepted:.1%} of the pairs "
-        f"of one person and {found['fpr']:g} of the pairs of two people.</p>"
+        f"of one person and {100 * found['fpr']:g}% of the pairs of two people.</p>"
     )
     return Section("open", "Same or different", text + html.figures(pictures))
 
 
-def maps_section(source: Source, names: Sequence[str], paths: dict[str, str]) -> Section:
+def maps_section(folder: Path, run: Path, names: Sequence[str], paths: dict[str, str]) -> Section:
     from reid.report.maps import energy_maps
 
-    shots, bands = energy_maps(source.run / "weights.pth", names, paths)
-    picture = figures.activation_maps(source.folder, shots, bands)
+    shots, bands = energy_maps(run / "weights.pth", names, paths)
+    picture = figures.activation_maps(folder, shots, bands)
     return Section("maps", "Where the network looks", html.figures([picture], captions=True))
 
 
 def training_section(source: Source, others: Sequence[Path]) -> list[Section]:
     """Empty where no run has recorded a number."""
-    runs = list(dict.fromkeys(filter(None, [source.run, *others])))
+    runs = list(dict.fromkeys(run for run in (source.run, *others) if run))
     names = [run.resolve().name if len(runs) == 1 else str(run) for run in runs]
     rows = {name: facts.read_metrics(run) for name, run in zip(names, runs)}
     pictures = figures.training(source.folder, rows)
     return [Section("training", "Training", html.figures(pictures))] if pictures else []
 
 
-def facts_section(source: Source, result: Result, dataset: str) -> Section:
-    body = html.table(facts.facts(result, dataset, source.run))
-    config = facts.read_config(source.run) if source.run else None
+def facts_section(result: Result, dataset: str, run: Path | None) -> Section:
+    body = html.table(facts.facts(result, dataset, run))
+    config = facts.read_config(run) if run else None
     if config:
         sections = config.to_json().values()
         rows = [(name, str(value)) for section in sections for name, value in section.items()]

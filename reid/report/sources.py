@@ -76,13 +76,18 @@ def features_beside(folder: Path, record: Record) -> Path:
                 return path
         except InputError:  # of an older version, or damaged
             continue
-    raise InputError(f"{folder} has no features.h5, nor has a folder beside it; evaluate again with --report")
+    raise InputError(
+        f"{folder} has no features.h5, and no folder beside it has the features of its result; "
+        "report their file, or evaluate again with --report"
+    )
 
 
 def run_of(folder: Path) -> Path | None:
     """The run folder that an evaluation's folder is in."""
     parent = folder.resolve().parent
-    return folder.parent if (parent / "config.json").is_file() else None
+    if not (parent / "config.json").is_file():
+        return None
+    return folder.parent if folder.name not in ("", "..") else parent  # as typed, for the page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +120,8 @@ def find_images(features: Features, content: Content) -> tuple[dict[str, str], s
 
 
 def image_files(features: Features, content: Content) -> tuple[dict[str, str], str]:
-    record, problems = features.record, []
+    record = features.record
+    problems: list[str] = []
     dataset = content.dataset or record.dataset
     if not dataset:
         raise InputError("The features do not name their dataset; give it with --dataset_type.")

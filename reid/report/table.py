@@ -216,8 +216,8 @@ def changed_fields(configs: set[Config]) -> dict[Config, str]:
     common = set.intersection(*(set(c.items()) for c in changes.values())) if len(changes) > 1 else set()
     names = {}
     for config, own in changes.items():
-        told = [f"{k} {in_words(v)}" for k, v in own.items() if (k, v) not in common]
-        names[config] = ", ".join(told) or config.profile
+        parts = [f"{k} {in_words(v)}" for k, v in own.items() if (k, v) not in common]
+        names[config] = ", ".join(parts) or config.profile
     return names
 
 

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, run_here
 
 from reid.commands.ablate import parse_vary
-from reid.commands.cells import Cell, find_run, plan, work_place
+from reid.commands.cells import Cell, find_run, is_scored, plan, work_place
 from reid.config import Config
 from reid.errors import InputError, MissingInput
 from reid.evaluation.record import USUAL, Record, Scoring
@@ -122,6 +122,25 @@ def test_finished_cells_are_skipped(ablated):
     assert len(list(logs.glob("tiny/*"))) == 4
     table = [line for line in first.stdout.splitlines() if line.startswith("|")]
     assert table == [line for line in second.stdout.splitlines() if line.startswith("|")]
+
+
+@pytest.mark.parametrize("change", [
+    {"split": 1}, {"h": 96}, {"covered": 2}, {"scoring": {"rerank": True}}, {"dataset": "other"},
+], ids=str)  # fmt: skip
+def test_another_evaluation_does_not_count_as_scored(change, ablated, tmp_path):
+    """Whatever its folder is called: the record says what a result is."""
+    folder = tmp_path / "run"
+    shutil.copytree(next(p.parent for p in ablated[0].glob("tiny/*/weights.pth")), folder)
+    config = Config.from_json(json.loads((folder / "config.json").read_text(encoding="utf-8")), "x")
+    assert is_scored(folder, config)
+    (folder / "eval-tiny").rename(folder / "eval-of_any_name")
+    assert is_scored(folder, config)
+    path = folder / "eval-of_any_name" / "result.json"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    scoring = result["record"]["scoring"] | change.get("scoring", {})
+    result["record"] |= change | {"scoring": scoring}
+    path.write_text(json.dumps(result), encoding="utf-8")
+    assert not is_scored(folder, config)
 
 
 def test_table_of_runs(ablated, script):

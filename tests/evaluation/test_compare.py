@@ -81,10 +81,10 @@ def test_refused(results, capsys, tmp_path):
         ("other names", "no query name in common"),
         ("other people", "compare results of one test set"),
         ("cut", "was the file cut short"),
-        ("columns", "is no queries.csv"),
+        ("columns", "is not a queries.csv"),
         ("no match", "has no query with a match"),
-        ("empty", "is no queries.csv"),
-        ("bytes", "is no queries.csv"),
+        ("empty", "is not a queries.csv"),
+        ("bytes", "is not a queries.csv"),
         ("absent", "is not there; evaluate.py writes it beside result.json"),
     ):
         code, text = compare(capsys, results / "plain", tmp_path / f"{name}.csv")

@@ -1,11 +1,14 @@
 """The open set against brute force over all pairs; intervals against plain resampling."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from reid.bench.measure import random_features
 from reid.errors import InputError
 from reid.evaluation import open_set as module
+from reid.evaluation.distances import blocks
 from reid.evaluation.open_set import mean_interval, open_set
 from reid.evaluation.ranking import same_person
 from reid.evaluation.results import evaluate
@@ -16,10 +19,10 @@ def features():
     return random_features(120, 600, 25, 4, 16)
 
 
-def found(features, **settings):
+def found(features, fpr=1e-3, **settings):
     q, g = features.query, features.gallery
     pairs = same_person(q.pids, g.pids, q.camids, g.camids)
-    return open_set(q.features, g.features, q.pids, pairs, **settings)
+    return open_set(q.features, g.features, q.pids, pairs, fpr, partial(blocks, **settings))
 
 
 def all_pairs(features):

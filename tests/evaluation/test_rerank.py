@@ -13,7 +13,7 @@ from reid.bench.rerank import dense
 from reid.errors import InputError
 from reid.evaluation.features import Features
 from reid.evaluation.record import Scoring
-from reid.evaluation.rerank import expand_queries, reciprocal_blocks
+from reid.evaluation.rerank import Reciprocal, expand_queries, reciprocal_blocks
 from reid.evaluation.results import evaluate
 
 
@@ -26,7 +26,7 @@ def sparse(query, gallery, **settings):
 def test_equal_to_the_dense_form(device, k):
     features = random_features(60, 400, 30, 6, 32)
     query, gallery = features.query.features, features.gallery.features
-    ours = sparse(query, gallery, device=device, limit=1 << 18, **k)  # several blocks
+    ours = sparse(query, gallery, device=device, limit=1 << 18, settings=Reciprocal(**k))  # several blocks
     np.testing.assert_allclose(ours, dense(query, gallery, **k), rtol=0, atol=2e-6)
 
 

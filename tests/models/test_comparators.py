@@ -194,3 +194,10 @@ def test_configuration_and_models_give_the_same_message(model, arguments):
     with pytest.raises(InputError) as of_config:
         Config(**fields | arguments)
     assert str(of_model.value) == str(of_config.value)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_no_classifiers_cannot_train(model):
+    built = small(model, classes=0).train()
+    with pytest.raises(InputError, match="no classifiers"):
+        built(torch.randn(2, 3, 192, 32))

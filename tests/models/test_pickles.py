@@ -15,6 +15,7 @@ import sys
 import types
 import zipfile
 from collections import OrderedDict
+from contextlib import suppress
 from io import BytesIO
 
 import numpy as np
@@ -25,7 +26,7 @@ from torch import nn
 
 from reid.errors import InputError, MissingInput
 from reid.models import pickles
-from reid.models.pickles import MAGIC, PROTOCOL, Cut, Stub, Table, read_foreign, unpickle
+from reid.models.pickles import MAGIC, PROTOCOL, Cut, Known, Storage, Stub, Table, read_foreign, unpickle
 
 SYSTEM = {"protocol_version": PROTOCOL, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
 EXTENSION = 250  # a code of copyreg's registry
@@ -41,18 +42,43 @@ class Calls:
         return self.call
 
 
-def text(value: str) -> bytes:
-    return b"X" + struct.pack("<I", len(value)) + value.encode()
+def ops(value) -> bytes:
+    """Opcodes that make a plain value."""
+    stream = BytesIO()
+    pickler = pickle.Pickler(stream, 2)
+    pickler.fast = True  # without memo
+    pickler.dump(value)
+    return stream.getvalue()[2:-1]
 
 
-def reference(kind: bytes = b"ctorch\nFloatStorage\n", key: bytes = text("0"), count: bytes = b"K\x02") -> bytes:
+def named(name: str) -> bytes:
+    """Opcodes that make a class or function."""
+    return "c{}\n{}\n".format(*name.rsplit(".", 1)).encode()
+
+
+def reference(kind: bytes = named("torch.FloatStorage"), key="0", count=2, tag="storage") -> bytes:
     """Opcodes that make a storage."""
-    return b"(" + text("storage") + kind + key + text("cpu") + count + b"tQ"
+    return b"(" + ops(tag) + kind + ops(key) + ops("cpu") + ops(count) + b"tQ"
 
 
-def one_tensor(size: bytes, stride: bytes = b"K\x01\x85") -> bytes:
+def one_tensor(offset=0, size=(2,), stride=(1,), storage: bytes = reference()) -> bytes:
     """Opcodes that make a tensor."""
-    return b"ctorch._utils\n_rebuild_tensor\n(" + reference() + b"K\x00" + size + stride + b"tR"
+    return named("torch._utils._rebuild_tensor") + b"(" + storage + ops(offset) + ops(size) + ops(stride) + b"tR"
+
+
+def state_of(tensor: bytes) -> bytes:
+    """A pickle with a state dict of one tensor, w."""
+    return b"\x80\x02}" + ops("w") + tensor + b"s."
+
+
+def refused(path, content: bytes, match: str | None = None) -> str:
+    """The message, one line that names the file."""
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=match) as raised:
+        read_foreign(path)
+    message = str(raised.value)
+    assert path.name in message and "\n" not in message and len(message) < 600
+    return message
 
 
 def in_legacy(payload: bytes) -> bytes:
@@ -71,33 +97,34 @@ def in_zip(payload: bytes) -> bytes:
 def gadgets(marker) -> dict[str, bytes]:
     """Pickles that make the folder `marker` when pickle.loads loads them."""
     command, code = f"mkdir {marker}", f"__import__('os').mkdir({str(marker)!r})"
-    system, line = b"cos\nsystem\n", b"S" + repr(command).encode() + b"\n"
-    nested = pickle.dumps(Calls(os.mkdir, str(marker)), 2)
+    nested, system, partial = Calls(os.mkdir, str(marker)), named("os.system"), named("functools.partial")
+    argument, module = ops(command), named("builtins.__import__") + ops("os") + b"\x85R"
     saved = BytesIO()
-    torch.save(Calls(os.mkdir, str(marker)), saved)
-    return {
-        "os.system": pickle.dumps(Calls(os.system, command), 2),
-        "builtins.eval": pickle.dumps(Calls(builtins.eval, code), 2),
-        "builtins.exec": pickle.dumps(Calls(builtins.exec, code), 4),
-        "subprocess.call": pickle.dumps(Calls(subprocess.call, [sys.executable, "-S", "-c", code]), 4),
-        "INST": b"(" + line + b"ios\nsystem\n.",
-        "OBJ": b"(" + system + line + b"o.",
-        "dotted name": b"\x80\x04" + text("subprocess") + text("os.system") + b"\x93" + text(command) + b"\x85R.",
-        "NEWOBJ": b"\x80\x02cfunctools\npartial\n" + system + text(command) + b"\x86\x81)R.",
-        "NEWOBJ_EX": b"\x80\x04cfunctools\npartial\n" + system + text(command) + b"\x86}\x92)R.",
+    torch.save(nested, saved)
+    bodies = {
+        "INST": b"(" + argument + b"ios\nsystem\n",
+        "OBJ": b"(" + system + argument + b"o",
+        "dotted name": b"\x80\x04" + ops("subprocess") + ops("os.system") + b"\x93" + argument + b"\x85R",
+        "NEWOBJ": partial + system + argument + b"\x86\x81)R",
+        "NEWOBJ_EX": partial + system + argument + b"\x86}\x92)R",
         # an attribute __setstate__ that one BUILD sets is called by the next
-        "BUILD": b"\x80\x02ctypes\nSimpleNamespace\n)\x81}" + text("__setstate__") + system + b"sb"
-        + text(command) + b"b.",
-        "EXT1": b"\x80\x02\x82" + bytes([EXTENSION]) + text(command) + b"\x85R.",
-        "getattr": b"cbuiltins\ngetattr\n(cbuiltins\n__import__\n(S'os'\ntRS'system'\ntR(" + line + b"tR.",
-        "attrgetter": b"coperator\nattrgetter\n(S'system'\ntR(cbuiltins\n__import__\n(S'os'\ntRtR(" + line + b"tR.",
-        "map": b"cbuiltins\nlist\n(cbuiltins\nmap\n(" + system + b"(" + line + b"ltRtR.",
-        "torch.storage._load_from_bytes": pickle.dumps(Calls(torch.storage._load_from_bytes, saved.getvalue()), 4),
-        "pickle.loads": pickle.dumps(Calls(pickle.loads, nested), 4),
-        "a function of a tensor subclass": b"\x80\x02ctorch._tensor\n_rebuild_from_type_v2\n(" + system
-        + b"ctorch\nTensor\n" + text(command) + b"\x85}tR.",
-        "in an allowed call": pickle.dumps(OrderedDict([("weight", Calls(os.system, command))]), 2),
-    }  # fmt: skip
+        "BUILD": named("types.SimpleNamespace") + b")\x81}" + ops("__setstate__") + system + b"sb" + argument + b"b",
+        "EXT1": b"\x82" + bytes([EXTENSION]) + argument + b"\x85R",
+        "getattr": named("builtins.getattr") + module + ops("system") + b"\x86R" + argument + b"\x85R",
+        "attrgetter": named("operator.attrgetter") + ops("system") + b"\x85R" + module + b"\x85R" + argument + b"\x85R",
+        "map": named("builtins.list") + named("builtins.map") + system + argument + b"\x85\x86R\x85R",
+        "tensor subclass": named("torch._tensor._rebuild_from_type_v2") + b"(" + system + b"N" + argument + b"\x85}tR",
+    }
+    calls = {
+        "os.system": Calls(os.system, command),
+        "builtins.eval": Calls(builtins.eval, code),
+        "builtins.exec": Calls(builtins.exec, code),
+        "subprocess.call": Calls(subprocess.call, [sys.executable, "-S", "-c", code]),
+        "pickle.loads": Calls(pickle.loads, pickle.dumps(nested)),
+        "torch.storage._load_from_bytes": Calls(torch.storage._load_from_bytes, saved.getvalue()),
+        "in an allowed call": OrderedDict(weight=nested),
+    }
+    return {k: b"\x80\x02" + v + b"." for k, v in bodies.items()} | {k: pickle.dumps(v) for k, v in calls.items()}
 
 
 @pytest.fixture()
@@ -109,22 +136,17 @@ def extension():
 
 
 @pytest.mark.parametrize("gadget", gadgets("m"))
-def test_malicious_pickles_do_not_run(gadget, tmp_path, extension, recwarn):
-    marker, file = tmp_path / "marker", tmp_path / "model.pth"
-    payload = gadgets(marker)[gadget]
-    try:
+def test_malicious_pickles_do_not_run(gadget, tmp_path, extension):
+    marker, payload = tmp_path / "marker", gadgets(tmp_path / "marker")[gadget]
+    with suppress(AttributeError):  # of the result of "tensor subclass"
         pickle.loads(payload)
-    except Exception as e:  # a tensor subclass complains of the function's result
-        print(e)
     assert marker.is_dir(), "the payload is not live"
     marker.rmdir()
     for content in (payload, in_legacy(payload), in_zip(payload)):
-        file.write_bytes(content)
-        with pytest.raises(InputError) as refused:
-            read_foreign(file)
+        message = refused(tmp_path / "m.pth", content)
         assert not marker.exists()
-    if gadget.partition(".")[0] in ("builtins", "subprocess", "torch"):
-        assert f"calls {gadget}" in str(refused.value).replace("__builtin__", "builtins")
+    if gadget.startswith(("builtins", "subprocess", "torch")):
+        assert f"calls {gadget}, which weights do not need" in message
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -140,154 +162,121 @@ def test_malicious_entry_among_tensors(zipped, tmp_path, script):
 
 
 def test_attributes_of_allowed_names_are_not_allowed(tmp_path):
-    """Neither as calls nor as the type of a storage."""
-    file = tmp_path / "m.pth"
     for name in ("_rebuild_tensor_v2.__globals__.get", "_rebuild_tensor_v2.__init__", "_rebuild_sparse_tensor"):
-        file.write_bytes(in_legacy(b"\x80\x04" + text("torch._utils") + text(name) + b"\x93)R."))
-        with pytest.raises(InputError, match=f"calls torch._utils.{name}, "):
-            read_foreign(file)
-    file.write_bytes(in_legacy(reference(kind=b"cos\nsystem\n") + b"."))
-    with pytest.raises(InputError, match=r"storage of type os.system"):
-        read_foreign(file)
+        payload = b"\x80\x04" + ops("torch._utils") + ops(name) + b"\x93)R."
+        refused(tmp_path / "m.pth", in_zip(payload), f"calls torch._utils.{name}, ")
 
 
 TARGETS = {
-    "a class": b"cm\nNet\n",
-    "an object": b"cm\nNet\n)\x81",
-    "an allowed class": b"ccollections\nOrderedDict\n",
-    "an allowed function": b"ctorch._utils\n_rebuild_tensor\n",
-    "a table": b"ccollections\nOrderedDict\n)R",
-    "a storage": reference(),
-    "a tensor": one_tensor(b"K\x02\x85"),
-    "a list": b"]",
-    "a dict": b"}",
-    "a tuple": b")",
-    "a string": text("a"),
+    "class": named("m.Net"),
+    "object": named("m.Net") + b")\x81",
+    "allowed class": named("collections.OrderedDict"),
+    "table": named("collections.OrderedDict") + b")R",
+    "storage": reference(),
+    "tensor": one_tensor(),
+    **{type(v).__name__: ops(v) for v in ([], {}, (), "", 1, None)},
 }
+SET_BY_BUILD = "__class__ __setstate__ __init__ __new__ __dict__ __defaults__ __code__ kind start"
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_states_change_no_class(target):
-    """BUILD with attributes for __dict__ and for __slots__, which pickle would set with setattr."""
-    names = (
-        "__class__",
-        "__setstate__",
-        "__init__",
-        "__new__",
-        "__dict__",
-        "__defaults__",
-        "__code__",
-        "kind",
-        "start",
-    )
-    attributes = b"}(" + b"".join(text(name) + b"cos\nsystem\n" for name in names) + b"u"
-    before = [dict(vars(c)) for c in (Stub, Table, Cut, pickles.Known, pickles.Storage, pickles.rebuild_tensor)]
-    for state in (attributes, attributes + attributes + b"\x86", b"N" + attributes + b"\x86", b"K\x01", b")"):
-        try:
+def test_attributes_in_the_file_change_nothing(target):
+    """BUILD with attributes for __dict__ and for __slots__; pickle sets the latter with setattr."""
+
+    def classes():
+        return [dict(vars(c)) for c in (Stub, Known, Table, Storage, Cut)]
+
+    before = classes()
+    attributes = b"}(" + b"".join(ops(name) + named("os.system") for name in SET_BY_BUILD.split()) + b"u"
+    for state in (attributes, attributes + attributes + b"\x86", b"N" + attributes + b"\x86", ops(1), ops(())):
+        with suppress(TypeError, AttributeError, pickle.UnpicklingError):
             made, _ = unpickle(BytesIO(b"\x80\x02" + TARGETS[target] + state + b"b."))
-        except (TypeError, AttributeError, pickle.UnpicklingError):
-            continue
-        assert type(made) in (Table, Cut, pickles.Storage) or type(made).__mro__[1] is Stub
-        assert getattr(made, "start", 0) == 0 and getattr(made, "kind", "m.Net") == "m.Net"
-        assert made.__setstate__(None) is None
-    assert before == [dict(vars(c)) for c in (Stub, Table, Cut, pickles.Known, pickles.Storage, pickles.rebuild_tensor)]
-    assert pickles.rebuild_tensor.__defaults__ is None
+            assert isinstance(made, (Stub, Known)) and made.__setstate__(None) is None
+            assert getattr(made, "start", 0) == 0 and getattr(made, "kind", "m.Net") == "m.Net"
+    assert classes() == before
 
 
 def test_stubs_only_record():
-    """Items, arguments and keys of any kind; nothing is called, compared or looked up by name."""
-    net, evil = b"cm\nNet\n)\x81", b"cos\nsystem\n"
+    """Items, arguments and keys of any kind; nothing is called or looked up by name."""
+    net, evil = named("m.Net") + b")\x81", named("os.system")
     body = b"](" + net + b"(" + evil + evil + b"e" + net + evil + evil + b"s" + net + evil + b"a"
-    body += b"cm\nNet\n(" + evil + b"t}" + text("a") + evil + b"s\x92"  # NEWOBJ_EX
+    body += named("m.Net") + evil + b"\x85}" + ops("a") + evil + b"s\x92"  # NEWOBJ_EX
     body += b"}(" + net + b"N" + evil + b"N" + net + b"\x85NNNu\x8f(" + net + evil + b"\x90e."
-    made, _ = unpickle(BytesIO(b"\x80\x04" + body))
-    assert [type(v).__name__ for v in made] == ["Stub"] * 4 + ["dict", "set"]
-    assert [v.kind for v in made[:4]] == ["m.Net"] * 4 and [v.state for v in made[:4]] == [None] * 4
-    assert len(made[4]) == 4 and len(made[5]) == 2 and not hasattr(made[0], "a")
+    (*stubs, table, items), _ = unpickle(BytesIO(b"\x80\x04" + body))
+    assert [v.kind for v in stubs] == ["m.Net"] * 4 and [v.state for v in stubs] == [None] * 4
+    assert len(table) == 4 and len(items) == 2 and not hasattr(stubs[0], "a")
 
 
 PERSISTENT = {
-    "a string": text("storage"),
-    "a number": b"K\x05",
-    "an empty tuple": b")",
-    "a list": b"](" + text("storage") + b"NNNNe",
-    "a short tuple": text("storage") + b"\x85",
-    "no class": b"(" + text("storage") + text("FloatStorage") + text("0") + text("cpu") + b"K\x02t",
-    "an object": b"(" + text("storage") + b"cm\nFloatStorage\n)\x81" + text("0") + text("cpu") + b"K\x02t",
-    "an unknown type": reference(kind=b"ctorch\nload\n")[:-1],
-    "another tag": b"(" + text("file") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + b"K\x02t",
-    "no key": reference(key=b"N")[:-1],
-    "a tuple as key": reference(key=b")")[:-1],
-    "a number as view": reference()[:-2] + b"K\x01tQ"[:-1],
+    **{repr(v): ops(v) + b"Q" for v in ("storage", 5, (), ["storage", 1, 2, 3, 4], ("storage",))},
+    "a string as class": reference(kind=ops("FloatStorage")),
+    "an object as class": reference(kind=named("torch.FloatStorage") + b")\x81"),
+    "an unknown class": reference(kind=named("torch.load")),
+    "another tag": reference(tag="file"),
+    "no key": reference(key=None),
+    "a tuple as key": reference(key=("0",)),
+    "a number as view": reference()[:-2] + ops(1) + b"tQ",
 }
 
 
 @pytest.mark.parametrize("pid", PERSISTENT)
 def test_odd_persistent_ids(pid, tmp_path):
-    file = tmp_path / "m.pth"
-    file.write_bytes(in_zip(b"\x80\x02}" + text("w") + PERSISTENT[pid] + b"Qs."))
-    with pytest.raises(InputError, match=r"m.pth cannot be read as weights \((Value|Type|Index)Error"):
-        read_foreign(file)
+    payload = in_zip(state_of(PERSISTENT[pid]))
+    refused(tmp_path / "m.pth", payload, r"m.pth cannot be read as weights \((Value|Type|Index)Error")
 
 
 def test_claimed_sizes_of_storages(tmp_path):
-    """The number in the pickle is not believed; the one before the storage must fit into the file."""
-    file, huge = tmp_path / "m.pth", b"\x8a\x07" + (2**48).to_bytes(7, "little")
-    storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu")
-    made = one_tensor(b"K\x02\x85").replace(storage + b"K\x02", storage + huge)
-    assert huge in made
-    payload = b"\x80\x02}" + text("w") + made + b"s."
-    file.write_bytes(in_zip(payload))
-    assert read_foreign(file)[0]["w"].tolist() == [1.5, 2.5]
-    start = in_legacy(payload)[: -len(pickle.dumps([], 2))] + pickle.dumps(["0"], 2)
-    file.write_bytes(start + struct.pack("<qff", 2, 1.5, 2.5))
-    assert read_foreign(file)[0]["w"].tolist() == [1.5, 2.5]
+    """The size in the pickle is ignored; the one before the storage must fit into the file."""
+    file, payload = tmp_path / "m.pth", state_of(one_tensor(storage=reference(count=2**48)))
+    start = in_legacy(payload).removesuffix(pickle.dumps([], 2)) + pickle.dumps(["0"], 2)
+    for content in (in_zip(payload), start + struct.pack("<qff", 2, 1.5, 2.5)):
+        file.write_bytes(content)
+        assert read_foreign(file)[0]["w"].tolist() == [1.5, 2.5]
     for count in (3, 2**48, 2**62, -1, -(2**63)):
-        file.write_bytes(start + struct.pack("<qff", count, 1.5, 2.5))
-        with pytest.raises(InputError, match="a storage that ends after the file"):
-            read_foreign(file)
+        refused(file, start + struct.pack("<qff", count, 1.5, 2.5), "a storage that ends after the file")
+
+
+LIES = [
+    ((0, (2, 2), (2, 1)), "ends after its storage"),
+    ((1, (2,), (1,)), "ends after its storage"),
+    ((0, (2, 2), (2**47, 2**47)), "ends after its storage"),
+    ((0, (2**40,), (0,)), "larger than the file"),
+    ((-1, (2,), (1,)), "impossible shape"),
+    ((1, (2,), (-1,)), "impossible shape"),
+    ((0, (2,), (2**48,)), "impossible shape"),
+    ((0, (2, 1), (1,)), "impossible shape"),
+    ((0, ("a", 2**40), (1, 1)), "impossible shape"),
+    ((0, (2**2000,) * 4000, (1,) * 4000), "impossible shape"),
+    ((0, [2], (1,)), "without a storage"),
+    ((0, (2,), (1,), one_tensor()), "without a storage"),
+]
+
+
+@pytest.mark.parametrize(("lie", "match"), LIES, ids=range(len(LIES)))
+def test_tensors_stay_inside_their_storage(lie, match, tmp_path):
+    refused(tmp_path / "m.pth", in_zip(state_of(one_tensor(*lie))), match)
 
 
 def hostile() -> dict[str, tuple[str, bytes]]:
-    """{name: (part of the message, payload)} of small files that would fill the memory or overflow the stack."""
-    empty, huge = one_tensor(b"K\x00\x85"), b"\x8a\xff" + b"\x7f" * 255
-    net, item = b"cm\nNet\n)\x81}", text("a") + b"h\x00s"
-    parameters, modules, model = text("_parameters") + b"}", text("_modules") + b"}", text("model")
-    many = b"".join(text(str(i)) + b"h\x00" for i in range(10_000))
-    names = b"".join(b"c%d\na\n0" % i for i in range(20_000))
-    twice = (net + modules + item + text("b") + b"h\x00ssbq\x00") * 60  # each module has the one before twice
-    chain = (net + modules + text("a" * 400) + b"h\x00ssbq\x00") * 60
-    subclass = b"ctorch._tensor\n_rebuild_from_type_v2\n"
-    bodies = {
+    """{name: (part of the message, opcodes)} of small files that would fill the memory or overflow the stack."""
+    net, item, model = named("m.Net") + b")\x81}", ops("a") + b"h\x00s", ops("model")
+    parameters, modules = ops("_parameters") + b"}", ops("_modules") + b"}"
+    many = b"(" + b"".join(ops(str(i)) + b"h\x00" for i in range(10_000)) + b"u"
+    twice = (net + modules + item + ops("b") + b"h\x00ssbq\x00") * 60  # each module has the one before twice
+    chain = (net + modules + ops("a" * 400) + b"h\x00ssbq\x00") * 60
+    long = net + parameters + ops("a" * 200_000) + one_tensor(size=(0,)) + b"ssbq\x00"
+    subclass = named("torch._tensor._rebuild_from_type_v2") + b"q\x00" + b"h\x00N" * 3000 + b")" + b"\x87" * 3000 + b"R"
+    return {
         "shared modules": ("too many modules", net + parameters + b"sbq\x00" + twice),
-        "long names": (
-            "too long names",
-            net + parameters + text("a" * 200_000) + empty + b"ssbq\x00" + net + modules + b"(" + many + b"usb",
-        ),
+        "long names": ("too long names", long + net + modules + many + b"sb"),
         "long prefixes": ("too long names", net + modules + b"sbq\x00" + chain),
-        "many classes": ("10000 classes", names + b"N"),
-        "one tensor with many names": (
-            "larger than the file",
-            b"}" + text("a") + one_tensor(b"K\x02\x85") + b"q\x00s(" + many + b"u",
-        ),
-        "long size": ("impossible shape", b"}" + text("a") + one_tensor(b"(" + huge * 8000 + b"t") + b"s"),
-        "text as size": (
-            "impossible shape",
-            b"}" + text("a") + one_tensor(text("ab") + b"J\xff\xff\xff\x7f\x86") + b"s",
-        ),
-        "fewer strides": ("impossible shape", b"}" + text("a") + one_tensor(b"K\x01K\x01\x86") + b"s"),
-        "tensor of a tensor": (
-            "without a storage",
-            b"}" + text("a") + one_tensor(b"K\x01\x85").replace(reference(), one_tensor(b"K\x01\x85")) + b"s",
-        ),
+        "many classes": ("10000 classes", b"".join(named(f"{i}.a") + b"0" for i in range(20_000)) + b"N"),
+        "many names of a tensor": ("larger than the file", b"}" + ops("a") + one_tensor() + b"q\x00s" + many),
         "checkpoint in itself": (r"found 0 in \(dict\)", b"}q\x00" + model + b"h\x00s"),
         "deep checkpoints": (r"found 0 in \(dict\)", b"}" + (b"q\x00}" + model + b"h\x00s") * 20_000),
         "deep objects": (r"found 0 in \(m.Net\)", b"Nq\x000" + (net + item + b"bq\x000") * 20_000 + b"h\x00"),
         "deep tuple as key": ("opcode TUPLE1", b"})" + b"\x85" * 300_000 + b"Ns"),
-        "endless tensor subclass": (
-            "RecursionError",
-            subclass + b"q\x00" + b"h\x00N" * 3000 + b")" + b"\x87" * 3000 + b"R",
-        ),
+        "endless tensor subclass": ("RecursionError", subclass),
         "memo place": ("opcode LONG_BINPUT", b"Nr\xff\xff\xff\xff"),
         "memo place in digits": ("opcode PUT", b"Np99999999999\n"),
         "huge text": ("expected 4611686018427387904 bytes", b"\x8d" + struct.pack("<Q", 2**62)),
@@ -297,7 +286,6 @@ def hostile() -> dict[str, tuple[str, bytes]]:
         "digits": ("1000000 digits", b"I" + b"9" * 1_000_000 + b"\n"),
         "reference of protocol 0": ("opcode PERSID", b"Pstorage\n"),
     }
-    return {name: (match, b"\x80\x02" + body + b".") for name, (match, body) in bodies.items()}
 
 
 HOSTILE = hostile()
@@ -305,12 +293,8 @@ HOSTILE = hostile()
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_files_are_refused(name, tmp_path):
-    match, payload = HOSTILE[name]
-    file = tmp_path / "m.pth"
-    file.write_bytes(in_zip(payload))
-    with pytest.raises(InputError, match=match) as refused:
-        read_foreign(file)
-    assert "\n" not in str(refused.value) and len(str(refused.value)) < 600
+    match, body = HOSTILE[name]
+    refused(tmp_path / "m.pth", in_zip(b"\x80\x02" + body + b"."), match)
 
 
 @pytest.mark.parametrize(("limit", "value"), [("MAX_BYTES", 10_000), ("MAX_STEPS", 50), ("MAX_TUPLES", 3)])
@@ -319,29 +303,25 @@ def test_pickles_are_limited(limit, value, tmp_path, monkeypatch):
     torch.save({"w": torch.ones(1), "v": torch.ones(1), "note": "a" * 10_000}, file)
     assert list(read_foreign(file)[0]) == ["w", "v"]
     monkeypatch.setattr(pickles, limit, value)
-    with pytest.raises(InputError, match="too much for a file of weights"):
-        read_foreign(file)
+    refused(file, file.read_bytes(), "too much for a file of weights")
 
 
 def test_pairs_are_not_copied_again():
     """A list of n pairs named n times must not become n tables of n items."""
-    pairs = b"((" + text("a") + b"Nl(" + text("b") + b"Nllq\x00"
-    (one, other), _ = unpickle(BytesIO(pairs + b"0" + b"ccollections\nOrderedDict\nh\x00\x85R" * 2 + b"\x86."))
-    assert list(one) == ["a", "b"] and not other
+    pairs = ops([["a", 1], ["b", 2]]) + b"q\x000"
+    table = named("collections.OrderedDict") + b"h\x00\x85R"
+    (one, other), _ = unpickle(BytesIO(pairs + table + table + b"\x86."))
+    assert one == {"a": 1, "b": 2} and other == {}
 
 
-def test_storage_keys_of_the_older_layout(tmp_path):
+@pytest.mark.parametrize(
+    ("keys", "match"),
+    [([None], "not a string"), ([("0",)], "not a string"), (3, "TypeError"), (["0"], "KeyError: '0'")],
+)
+def test_storage_keys_of_the_older_layout(keys, match, tmp_path):
     """The list of storages after the object is a pickle, too."""
-    file, start = tmp_path / "m.pth", in_legacy(pickle.dumps({}, 2))[: -len(pickle.dumps([], 2))]
-    for keys, match in [
-        ([None], "not a string"),
-        ([("0",)], "not a string"),
-        (3, "TypeError"),
-        (["0"], "KeyError: '0'"),
-    ]:
-        file.write_bytes(start + pickle.dumps(keys, 2) + struct.pack("<qff", 2, 1.5, 2.5))
-        with pytest.raises(InputError, match=match):
-            read_foreign(file)
+    start = in_legacy(pickle.dumps({}, 2)).removesuffix(pickle.dumps([], 2))
+    refused(tmp_path / "m.pth", start + pickle.dumps(keys, 2) + struct.pack("<qff", 2, 1.5, 2.5), match)
 
 
 def test_members_that_overlap(tmp_path):
@@ -357,68 +337,32 @@ def test_members_that_overlap(tmp_path):
 def test_message_is_one_line_of_printable_text(tmp_path):
     """Names in the file cannot move the cursor, and names of tensors are printable."""
     file = tmp_path / "m.pth"
-    file.write_bytes(in_legacy(b"\x80\x02" + text("\x1b[2J\n") + text("a" * 9999) + b"\x93)R."))
-    with pytest.raises(InputError, match=r"calls \\x1b\[2J\\n\.aaa") as raised:
-        read_foreign(file)
-    assert len(str(raised.value)) < 500
+    payload = b"\x80\x02" + ops("\x1b[2J\n") + ops("a" * 9999) + b"\x93)R."
+    refused(file, in_legacy(payload), r"calls \\x1b\[2J\\n\.aaa")
     torch.save({"a\nb": torch.ones(1)}, file)
-    with pytest.raises(InputError, match="a name that no tensor has"):
-        read_foreign(file)
+    refused(file, file.read_bytes(), "a name that no tensor has")
 
 
 def test_damaged_files(tmp_path):
     """Truncated, nested, foreign, empty and lying files: an InputError that names the file."""
-    good = tmp_path / "good.pth"
-    file = tmp_path / "bad.pth"
-
-    def refused(content: bytes, match: str = "bad.pth"):
-        file.write_bytes(content)
-        with pytest.raises(InputError, match=match):
-            read_foreign(file)
-
+    good, bad = tmp_path / "good.pth", tmp_path / "bad.pth"
     for zipped in (True, False):
         torch.save({"w": torch.randn(50, 50), "b": torch.ones(7)}, good, _use_new_zipfile_serialization=zipped)
         whole = good.read_bytes()
         for share in (0.01, 0.2, 0.5, 0.9, 0.999):
-            refused(whole[: int(len(whole) * share)])
+            refused(bad, whole[: int(len(whole) * share)])
     nested = BytesIO()
     with zipfile.ZipFile(nested, "w") as z:
         z.write(good, "inner/good.pth")
-    refused(nested.getvalue(), "unpack it")
+    refused(bad, nested.getvalue(), "unpack it")
     with zipfile.ZipFile(nested, "w", zipfile.ZIP_DEFLATED) as z:
         z.writestr("archive/data.pkl", bytes(10_000_000))
-    refused(nested.getvalue(), "compressed")
-    refused(b"")
-    refused(b"<html>not found</html>")
-    refused(b"\x80\x02\x8e\xff\xff\xff\xff\xff\xff\xff\x7f")  # 2^63 bytes
-    refused(in_legacy(pickle.dumps([1, 2], 2)), "expected one model")
+    refused(bad, nested.getvalue(), "compressed")
+    refused(bad, b"")
+    refused(bad, b"<html>not found</html>")
+    refused(bad, in_legacy(pickle.dumps([1, 2], 2)), "expected one model")
     with pytest.raises(MissingInput):
         read_foreign(tmp_path / "none.pth")
-
-
-LIES = [
-    (0, (2, 3), (3, 2)),
-    (0, (2, 2), (2**47, 2**47)),
-    (1, (2, 3), (3, 1)),
-    (-1, (2,), (1,)),
-    (5, (2,), (-1,)),
-    (0, (2**40,), (0,)),
-]
-
-
-@pytest.mark.parametrize("lie", LIES)
-def test_tensors_stay_inside_their_storage(lie, tmp_path):
-    file = tmp_path / "m.pth"
-    torch.save({"w": torch.arange(6.0)}, file, _use_new_zipfile_serialization=False)
-    content = file.read_bytes()
-    offset, size, stride = (pickle.dumps(x, 2)[2:-1] for x in lie)
-    before = b"K\x00K\x06\x85q\x06K\x01\x85"
-    at = content.index(b"QK\x00K\x06\x85") + 1
-    end = content.index(b"\x85", content.index(b"\x85", at) + 1) + 1
-    assert content[at:end].startswith(before[:4])
-    file.write_bytes(content[:at] + offset + size + stride + content[end:])
-    with pytest.raises(InputError, match=r"ends after its storage|impossible|larger than the file"):
-        read_foreign(file)
 
 
 class Settings(dict):
@@ -465,8 +409,8 @@ def test_names_of_other_versions(tmp_path):
     """Python 3.13's paths, numpy before 2, and an OrderedDict and a string as Python 2 wrote them."""
     path = b"cpathlib._local\nPosixPath\n(X\x01\x00\x00\x00atR"
     scalar = b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\nX\x02\x00\x00\x00f8K\x00K\x01\x87R0NtR"
-    tensor = one_tensor(b"K\x02\x85")
-    pairs = b"](](" + text("p") + path + b"e](U\x01\xe9Ne](" + text("s") + scalar + b"e](" + text("w") + tensor + b"ee"
+    tensor = one_tensor()
+    pairs = b"](](" + ops("p") + path + b"e](U\x01\xe9Ne](" + ops("s") + scalar + b"e](" + ops("w") + tensor + b"ee"
     content = b"\x80\x02ccollections\nOrderedDict\n" + pairs + b"\x85R."
     pickles = [*(pickle.dumps(x, 2) for x in (MAGIC, PROTOCOL, SYSTEM)), content, pickle.dumps(["0"], 2)]
     (tmp_path / "m.pth").write_bytes(b"".join(pickles) + struct.pack("<qff", 2, 1.5, 2.5))

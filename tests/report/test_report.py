@@ -6,6 +6,7 @@ import shutil
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -17,15 +18,16 @@ from PIL import Image as PILImage
 from reid.__main__ import main
 from reid.bench.measure import random_features
 from reid.config import Config
+from reid.data.read import read_dataset
 from reid.errors import InputError
 from reid.evaluation.features import Features, Part
-from reid.evaluation.record import USUAL, Scoring
+from reid.evaluation.record import USUAL, Record, Scoring
 from reid.evaluation.results import evaluate
 from reid.models.rrid import RRID
 from reid.report import facts, lists, slots
 from reid.report.page import write_report
 from reid.report.published import published
-from reid.report.sources import Content, Source
+from reid.report.sources import Content, Source, find_images, run_of
 from reid.variants import Variant
 
 BANDS = [(0, 0.5), (0.5, 1), (0, 1)]
@@ -285,23 +287,83 @@ def test_trained_run_has_everything(browser, trained, capsys):
         assert (page.parent / f"report-{picture}.png").stat().st_size > 1000
 
 
-def test_reports_of_other_settings_and_several_runs(trained, script, capsys):
+def test_a_result_is_reported_with_its_own_scoring(trained, tmp_path, capsys):
     root = trained.parent.parent.parent
-    flags = ("--dataset_type", "small", "--dataset_path", root / "data", "--exp_dir", root / "logs")
-    done = script("evaluate.py", *flags, "--rerank", "--report")
-    assert done.returncode == 0, done.stderr
-    assert "before re-ranking" in (trained / "eval-small_rerank" / "report.html").read_text(encoding="utf-8")
-    assert main(["report", str(trained / "eval-small_rerank")]) == 2
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    flags = ["--dataset_type", "small", "--dataset_path", str(root / "data"), "--weights", str(run / "weights.pth")]
+    assert main(["evaluate", *flags, "--rerank", "--report"]) == 0
+    folder = run / "eval-small_rerank"
+    page = folder / "report.html"
+    assert "before re-ranking" in page.read_text(encoding="utf-8")
+    expected = read_data(page)
+    page.unlink()
+    assert main(["report", str(folder)]) == 0
+    assert read_data(page) == expected != read_data(run / "eval-small" / "report.html")
+    assert "before re-ranking" in page.read_text(encoding="utf-8")
+
+    assert main(["evaluate", *flags, "--occlude", "2"]) == 0  # the covered queries' features are not kept
+    capsys.readouterr()
+    for name in ("eval-small", "eval-small_rerank"):
+        (run / name / "report.html").unlink()
+    assert main(["report", str(run)]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("report in") == 2 and page.is_file() and (run / "eval-small" / "report.html").is_file()
+    assert f"warning: no report of {run / 'eval-small_occlude-2'}" in err
+    (run / "eval-small" / "features.h5").unlink()
+    assert main(["report", str(folder)]) == 2
     assert "no features.h5" in capsys.readouterr().err
-    other = trained.with_name("other")
+
+
+def test_a_result_without_a_record_is_refused_in_one_line(evaluated, tmp_path, capsys):
+    folder = tmp_path / "eval-old"
+    shutil.copytree(evaluated, folder)
+    (folder / "result.json").write_bytes(b'{"map": 0.5}')
+    assert main(["report", str(folder)]) == 2
+    err = capsys.readouterr().err
+    assert "older version" in err and "evaluate again" in err and len(err.splitlines()) == 1
+
+
+def test_images_are_those_of_the_recorded_split(tmp_path):
+    folder = make_dataset(tmp_path / "small")
+    splits = json.loads((folder / "splits.json").read_text(encoding="utf-8"))
+    (folder / "test.json").unlink()  # it has lists of one split only
+    test = splits[0]["query"]
+    splits.append(splits[0] | {"query": test[:2], "gallery": test[:2]})
+    (folder / "splits.json").write_text(json.dumps(splits), encoding="utf-8")
+    dataset = read_dataset(folder, 1)
+    query, gallery = (
+        Part(np.zeros((len(side), 2)), np.array([i.pid for i in side]), None, [Path(i.path).name for i in side])
+        for side in (dataset.query, dataset.gallery)
+    )
+    record = Record(dataset="small", split=1, fingerprint=dataset.fingerprint)
+    content = Content(dataset_path=str(tmp_path))
+    paths, missing = find_images(Features(query, gallery, {}, record), content)
+    assert missing == "" and set(paths) == {*query.names, *gallery.names}
+    paths, missing = find_images(Features(query, gallery, {}, replace(record, split=0)), content)
+    assert not paths and "fingerprint" in missing
+
+
+def test_run_of_an_evaluation_that_is_the_current_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "run" / "eval-x"
+    folder.mkdir(parents=True)
+    assert run_of(folder) is None
+    (tmp_path / "run" / "config.json").write_bytes(b"{}")
+    monkeypatch.chdir(folder)
+    for path in (folder, Path("."), Path("..", "eval-x")):
+        assert run_of(path).resolve() == folder.parent.resolve()
+
+
+def test_training_curves_of_several_runs(trained, tmp_path):
+    other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_bytes((trained / "config.json").read_bytes())
     line = {"step": 1, "loss": 5.0, "val_map": 0.5}
     cut = json.dumps(line) + '\n{"step": 2, "lo'  # while the second line was written
     (other / "metrics.jsonl").write_text(cut, encoding="utf-8")
     assert main(["report", str(other), str(trained)]) == 0
-    assert "Training curves of" in (other / "report.html").read_text(encoding="utf-8")
-    assert f"loss ends at {line['loss']:.3g}" in (other / "report.html").read_text(encoding="utf-8")
+    text = (other / "report.html").read_text(encoding="utf-8")
+    assert "Training curves of" in text and f"loss ends at {line['loss']:.3g}" in text
 
 
 def test_missing_images_are_reported(trained, tmp_path, capsys):

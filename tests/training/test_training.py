@@ -87,7 +87,7 @@ def test_stopped_and_resumed_equals_straight(straight, small_run, tmp_path, scri
     assert process.returncode == 130, said
     assert f"--resume {folder}" in said and "SIGTERM" in said
     assert not (folder / "weights.pth").exists()
-    reached = weights_file.load(folder / "checkpoint.pth")["step"]
+    reached = weights_file.load_checkpoint(folder / "checkpoint.pth")["step"]
     assert 0 < reached < 12
     done = script("train.py", "--resume", folder, "--dataset_path", small_run[3])
     assert done.returncode == 0, done.stderr
@@ -198,7 +198,7 @@ def test_held_out_identities_choose_the_weights(script, small_run, tmp_path):
     folder = tmp_path / "tiny" / "val"
     scores = [m["val_map"] for m in metrics(folder) if "val_map" in m]
     assert len(scores) == 3 and all(0 < s <= 1 for s in scores)
-    best = weights_file.load(folder / "best.pth")
+    best = weights_file.load_checkpoint(folder / "best.pth")
     assert best["map"] == max(scores) and best["classes"] == 5
     assert same(best["state"], state_of(folder / "weights.pth"))
 
@@ -291,7 +291,7 @@ def test_base_lr_from():
 
 
 def test_optimiser_groups_have_their_own_rates(straight):
-    groups = weights_file.load(straight[0] / "checkpoint.pth")["training"]["optimizer"]["param_groups"]
+    groups = weights_file.load_checkpoint(straight[0] / "checkpoint.pth")["training"]["optimizer"]["param_groups"]
     assert groups[1]["lr"] == pytest.approx(1e-4)  # the last of 12 steps, after both drops
     assert groups[0]["lr"] == pytest.approx(groups[1]["lr"] / 10)
     assert all(g["weight_decay"] == 5e-4 and g["momentum"] == 0.9 for g in groups)
@@ -305,7 +305,7 @@ def test_not_finite_stops_before_the_step(script, small_run, tmp_path):
 
 def test_failed_save_keeps_the_last_good_file(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint.pth"
-    weights_file.save(path, {"step": 1, "state": {"w": torch.arange(5.0)}})
+    weights_file.save_checkpoint(path, {"step": 1, "state": {"w": torch.arange(5.0)}})
     write = torch.save
 
     def full(content, target):
@@ -314,8 +314,8 @@ def test_failed_save_keeps_the_last_good_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError):
-        weights_file.save(path, {"step": 2, "state": {"w": torch.arange(6.0)}})
-    assert weights_file.load(path)["step"] == 1
+        weights_file.save_checkpoint(path, {"step": 2, "state": {"w": torch.arange(6.0)}})
+    assert weights_file.load_checkpoint(path)["step"] == 1
     assert os.listdir(tmp_path) == ["checkpoint.pth"]
 
 
@@ -355,7 +355,7 @@ def test_several_datasets_train_together_and_are_scored_one_by_one(script, small
     done = script("train.py", *flags, "--dataset_type", "one", "two", "--name", "joint")
     assert done.returncode == 0, done.stderr
     weights = tmp_path / "logs" / "one+two" / "joint" / "weights.pth"
-    assert weights_file.load(weights)["classes"] == 14
+    assert weights_file.load_checkpoint(weights)["classes"] == 14
     done = script(
         "evaluate.py", "--dataset_path", tmp_path / "data", "--weights", weights, "--dataset_type", "one", "other"
     )
