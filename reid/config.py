@@ -179,7 +179,7 @@ class Config:
 
     def for_evaluation(self) -> "Config":
         """This training's data and model settings; the defaults for what concerned only the training."""
-        reset = {f.name: f.default for f in fields(self) if f.metadata["section"] == "run"}
+        reset: dict[str, Any] = {f.name: f.default for f in fields(self) if f.metadata["section"] == "run"}
         for name in ("precision", "batch_size", "ghost_batch"):
             reset[name] = getattr(Config, name)
         return replace(self, **reset, batch_sample=1)  # K belongs to the training
@@ -194,10 +194,11 @@ def check_value(f: Field, value) -> None:
     """Type, choices and range of one field; errors name the flag as a user types it."""
     flag, choices, minimum = "--" + f.name, f.metadata["choices"], f.metadata["minimum"]
     many = isinstance(f.default, tuple)
-    kind = get_args(f.type)[0] if many else f.type
+    kind: Any = get_args(f.type)[0] if many else type(f.default)
     if many != isinstance(value, tuple):
         raise InputError(f"{flag} {value!r} has the wrong type; expected {'a list' if many else 'one value'}")
-    for item in value if many else (value,):
+    items: tuple[Any, ...] = value if many else (value,)
+    for item in items:
         if type(item) is not kind and not (kind is float and type(item) is int):
             raise InputError(f"{flag} {item!r} has the wrong type; expected {kind.__name__}")
         if choices and item not in choices:

@@ -65,7 +65,7 @@ def settings_of(f: Field) -> dict[str, Any]:
     if f.name == "resume":
         return {"nargs": "?", "const": "newest", "metavar": "RUN"}
     many = isinstance(f.default, tuple)
-    kind = get_args(f.type)[0] if many else f.type
+    kind: type = get_args(f.type)[0] if many else type(f.default)
     return {"type": kind, "nargs": "+" if many else None, "metavar": kind.__name__.upper()}
 
 

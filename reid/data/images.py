@@ -96,7 +96,9 @@ def read_images(
         except InputError as e:
             return e
 
-    total, good, bad = hashlib.sha256(), [], []
+    total = hashlib.sha256()
+    good: list[Image] = []
+    bad: list[str] = []
     found = in_threads(load, images, num_workers)
     for image, result in zip(images, tqdm(found, "reading", len(images), unit=" images", disable=None)):
         if isinstance(result, InputError):

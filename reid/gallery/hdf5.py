@@ -7,6 +7,7 @@ the new one, never a mixture.
 """
 
 import glob
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -202,7 +203,7 @@ def everything(entries: Entries) -> tuple[Entries, np.ndarray]:
 def check_features(entries: Entries, width: int | None) -> None:
     """Raises InputError when entries cannot be part of a gallery of `width` (None: a new one)."""
     f = entries.features
-    if f.ndim != 2 or width not in (None, f.shape[1]) or len(set(map(len, entries))) > 1:
+    if f.ndim != 2 or width not in (None, f.shape[1]) or len({len(part) for part in entries}) > 1:
         raise InputError(
             f"features have shape {f.shape}, there are {len(entries.names)} names, {len(entries.pids)} pids and "
             f"{len(entries.camids)} camids; expected (M, width{f' {width}' if width else ''}) and M of each"
@@ -216,8 +217,8 @@ def check_features(entries: Entries, width: int | None) -> None:
 
 def check_names(names: Sequence[str], present: Sequence[str]) -> None:
     """Raises InputError when one of `names` occurs twice or among those `present`."""
-    seen = set(present)
-    twice = [n for n in names if n in seen or seen.add(n)]
+    known, count = set(present), Counter(names)
+    twice = [n for n in names if count[n] > 1 or n in known]
     if twice:
         raise InputError(
             f"{len(twice)} of {len(names)} names are in the gallery already, or twice, as {twice[0]}; "

@@ -9,6 +9,7 @@ which every command here reads like weights.pth; --half makes the small file to 
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from reid.config import Config
 from reid.data.demo import draw
 from reid.data.loader import decode
 from reid.data.transforms import normalise
+from reid.errors import CheckFailed
 from reid.inference.describe import describe
 from reid.inference.prepare import fold
 from reid.models.tensors import digest, save_safetensors, save_tensors
@@ -72,6 +74,8 @@ def export_onnx(
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             verbose=False,
         )
+    if program is None:
+        raise CheckFailed("torch could not export this model as ONNX")
     program.save(path)
     proto = onnx.load(path)
     onnx.helper.set_model_props(proto, metadata)
@@ -123,7 +127,8 @@ def write_plain(path: Path, form: str, half: bool, model: nn.Module, config: Con
     half: without classifiers and without what only the training asked, and in float16 all but the small tensors, whose
     share of the size is little: batch norm's statistics reach beyond float16.
     """
-    state, classes = model.state_dict(), model.num_classes
+    state = model.state_dict()
+    classes: Any = model.num_classes
     if half:
         config, classes = replace(config.for_evaluation(), pretrained="none"), 0
         state = {k: v for k, v in state.items() if not k.startswith("classifier")}

@@ -40,7 +40,9 @@ def fold(model: nn.Module, size: tuple[int, int]) -> nn.Module:
     noise = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
     folded = copy.deepcopy(model)
     for convolution, norm in foldable(folded, noise):
-        fused = fuse_conv_bn_eval(folded.get_submodule(convolution), folded.get_submodule(norm))
+        before, after = folded.get_submodule(convolution), folded.get_submodule(norm)
+        assert isinstance(before, nn.Conv2d) and isinstance(after, _BatchNorm)
+        fused = fuse_conv_bn_eval(before, after)
         folded.set_submodule(convolution, fused)
         folded.set_submodule(norm, nn.Identity())
     for layer in folded.modules():
@@ -86,6 +88,7 @@ def foldable(model: nn.Module, noise: Tensor) -> list[tuple[str, str]]:
 def fold_slots(layer: SlotLayer) -> None:
     """Folds a SlotLayer's batch norm into its weight and bias."""
     norm = layer.norm
+    assert isinstance(norm, nn.BatchNorm1d) and norm.running_var is not None and norm.running_mean is not None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     shift = norm.bias - norm.running_mean * scale
     scale, shift = scale.view_as(layer.bias), shift.view_as(layer.bias)

@@ -29,7 +29,7 @@ class SlotLayer(nn.Module):
         scale = math.sqrt(2 / inputs)  # He et al. 2015
         self.weight = nn.Parameter(torch.randn(slots, outputs, inputs) * scale)
         self.bias = nn.Parameter(torch.zeros(slots, outputs))
-        self.norm = nn.BatchNorm1d(slots * outputs)
+        self.norm: nn.Module = nn.BatchNorm1d(slots * outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         y = slotwise_linear(x, self.weight, self.bias)  # (N, S, out)

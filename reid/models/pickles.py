@@ -174,7 +174,7 @@ class Reader(pickle.Unpickler):
         if type(pid) is tuple and pid[0] == "module":
             return pid[1]
         tag, kind, key, _, _, *view = pid
-        name = kind.kind if isinstance(kind, type) else "unknown"  # all classes here are stubs
+        name = getattr(kind, "kind", "unknown") if isinstance(kind, type) else "unknown"
         dtype = DTYPES.get(name.rpartition(".")[2])
         if tag != "storage" or dtype is None or type(key) is not str:
             raise ValueError(f"not a storage, a storage of type {name}, or one without a key")

@@ -121,7 +121,7 @@ def test_files_that_are_no_gallery(tmp_path):
             Gallery(path)
     with h5py.File(path, "w") as f:
         f["features"] = np.zeros((2, 2))
-    with pytest.raises(InputError, match="no gallery"):
+    with pytest.raises(InputError, match="not a gallery"):
         Gallery(path)
 
 
@@ -166,7 +166,7 @@ def test_what_does_not_go_together(tmp_path):
     assert not list(tmp_path.iterdir())
     gallery = Gallery.create(tmp_path / "g.h5", MARK, e)
     for odd in (np.full((1, 8), np.nan), np.full((1, 8), 2.0)):
-        with pytest.raises(InputError, match="query 0 has not length 1"):
+        with pytest.raises(InputError, match="query 0 does not have length 1"):
             gallery.search(odd, 3)
 
 
