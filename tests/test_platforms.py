@@ -40,7 +40,7 @@ def test_commands_without_posix(small_run, tiny, tmp_path):
         ["stop after 3", "train", *small_run, "--name", "cut", "--max_steps", "6"],
         ["train", *small_run, "--name", "cut", "--max_steps", "6", "--resume"],
         ["evaluate", *data],
-        ["evaluate", *data, "--rerank"],
+        ["evaluate", *data, "--query_expansion", "2"],
         ["extract", "--weights", weights, "--images", "images", "--out", "features.h5"],
         ["extract", "--weights", weights, "--images", "images", "--out", "features.npz"],
         ["evaluate", "--features", f"{run}/eval-tiny/features.h5"],

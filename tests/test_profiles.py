@@ -78,8 +78,8 @@ def test_flags_repeat_a_configuration(name, model):
     ({"neck": "bnneck"}, "--neck belongs to --model strong_baseline"),
     ({"last_stride": 2}, "--last_stride belongs to --model baseline or strong_baseline, not to rrid"),
     ({"warmup_steps": 1, "warmup_epochs": 1}, "not both"),
-    ({"sampler": "anchor", "visits": 1}, "--visits has no meaning"),
-    ({"triplet_weight": 0.0, "ce_weight": 0.0}, "no loss"),
+    ({"sampler": "anchor", "visits": 1}, "--visits cannot be used with --sampler anchor"),
+    ({"triplet_weight": 0.0, "ce_weight": 0.0}, "a training needs a loss"),
     ({"decay_schedule": (60, 40)}, "--decay_schedule 60 40 is not in increasing order"),
     ({"momentum": 2.0}, "--momentum 2.0 is more than 1"),
 ])  # fmt: skip

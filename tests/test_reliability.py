@@ -34,7 +34,7 @@ from reid.models import weights
 folder = Path(sys.argv[1])
 for step in range(1, 100000):
     content = {"step": step, "state": {"w": torch.full((400_000,), float(step))}}
-    weights.save(folder / "checkpoint.pth", content, folder / "previous.pth")
+    weights.save_checkpoint(folder / "checkpoint.pth", content, folder / "previous.pth")
     print(step, flush=True)
 """
 

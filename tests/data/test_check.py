@@ -75,7 +75,7 @@ DAMAGED = {
     "truncated": (picture(5)[: len(picture(5)) // 5], "is damaged"),
     "cut": (picture(5)[:-400], "is damaged"),
     "huge header": (huge_png(), "is damaged: Image size (3600000000 pixels) exceeds limit"),
-    "deep": (picture(7, mode="I;16", kind="PNG"), "has more than 8 bits a channel"),
+    "deep": (picture(7, mode="I;16", kind="PNG"), "has more than 8 bits per channel"),
     "large": (picture(6, (8_200, 8_000), "PNG", "1"), "has 8200 x 8000 pixels, too many for an image of a person"),
 }
 

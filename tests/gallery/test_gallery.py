@@ -276,10 +276,10 @@ def test_the_commands(weights, tiny, tmp_path, script, monkeypatch):
     for source in (["--weights", weights, "--images", listed], ["--features", tmp_path / "f.h5"]):
         again = run("add", g, *source)
         assert again.returncode == 2 and "already" in again.stderr
-    asked = data_images.decode  # a name that is there already is told before any image is looked at
-    monkeypatch.setattr(data_images, "decode", None)
+    asked = data_images.read  # a name that is there already is told before any image is looked at
+    monkeypatch.setattr(data_images, "read", None)
     assert "already" in run("add", g, "--weights", weights, "--images", listed).stderr
-    monkeypatch.setattr(data_images, "decode", asked)
+    monkeypatch.setattr(data_images, "read", asked)
     said = run("info", g).stdout
     assert "24" in said and "64x32" in said
 
@@ -289,7 +289,7 @@ def test_the_commands(weights, tiny, tmp_path, script, monkeypatch):
     lines = done.stdout.splitlines()
     features = plain(weights, [str(p) for p in images[:24]])
     names = [os.path.relpath(p, tmp_path) for p in images[:24]]
-    for start, query in ((2, 12), (7, 0)):
+    for start, query in ((3, 12), (8, 0)):
         distances = 2 - 2 * features @ features[query]
         for line, i in zip(lines[start : start + 3], distances.argsort(kind="stable")):
             _, distance, pid, camid, name = line.split()
