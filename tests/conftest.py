@@ -209,3 +209,23 @@ def plain(weights, paths, flip=True) -> np.ndarray:
 
 def run_import(script, file, folder, *flags):
     return script("reid/__main__.py", "import", file, folder / "out.pth", *flags)
+
+
+@pytest.fixture(scope="session")
+def images(tiny):
+    return sorted(str(p) for p in (tiny / "tiny" / "images").iterdir())
+
+
+def run_reid(script, *arguments):
+    """python -m reid in this process."""
+    return script("reid/__main__.py", *arguments)
+
+
+@pytest.fixture(scope="session")
+def straight(small_run, tmp_path_factory):
+    """A straight run of 12 steps, by the real script in a process of its own."""
+    logs = tmp_path_factory.mktemp("logs")
+    flags = [*small_run, "--max_steps", "12", "--exp_dir", str(logs), "--name", "straight"]
+    done = subprocess.run([sys.executable, "train.py", *flags], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return logs / "tiny" / "straight", done

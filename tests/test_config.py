@@ -62,6 +62,7 @@ def test_run_names():
     assert run_name(Config(dataset_type=("dukemtmc",), num_workers=0)) == "paper"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("argv, words", [
     (["--bach_size", "8"], "did you mean --batch_size?"),
     (["--batch", "8"], "unknown argument '--batch'"),

@@ -117,6 +117,8 @@ def test_each_process_has_a_device_of_its_own(machine, monkeypatch):
         find_hardware("auto", (3,))
 
 
+@pytest.mark.distributed
+@pytest.mark.slow
 def test_number_of_processes(machine, monkeypatch):
     machine("xpu", count=4)
     assert [process_count("auto", gpus) for gpus in ((), (2,), (0, 1, 3))] == [1, 1, 3]

@@ -51,6 +51,8 @@ def alone(tmp_path_factory):
     return torch.load(path, weights_only=True)
 
 
+@pytest.mark.distributed
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
 def test_number_of_processes_changes_nothing(alone, tmp_path, processes):
     assert launch(five_steps, tmp_path / "n.pt", processes) == 0
@@ -71,6 +73,8 @@ def torchrun(processes, *arguments, **options):
     )
 
 
+@pytest.mark.distributed
+@pytest.mark.slow
 def test_torchrun_trains_the_same(script, small_run, tmp_path):
     """The real script: in float32 the first loss agrees to 1e-5 (later, hard mining may choose another image)."""
     flags = [*small_run, "--max_steps", 3, "--exp_dir", tmp_path, "--eval_every", 1, "--train_set", "train",
@@ -89,13 +93,15 @@ def test_torchrun_trains_the_same(script, small_run, tmp_path):
     assert a.keys() == b.keys()
 
 
+@pytest.mark.distributed
+@pytest.mark.slow
 def test_torchrun_stops_and_resumes(small_run, script, tmp_path):
     """A signal to one of two processes stops both after the same step; the run can be resumed by any number."""
     flags = [*small_run, "--max_steps", 40, "--exp_dir", tmp_path, "--name", "cut", "--print_freq", 1]
     process = torchrun(2, *flags)
     path = tmp_path / "tiny" / "cut" / "metrics.jsonl"
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (path.exists() and path.read_text()):
+    while time.monotonic() < deadline and not (path.exists() and path.read_text(encoding="utf-8")):
         time.sleep(0.02)
     psutil.Process(process.pid).children()[-1].terminate()
     said, _ = process.communicate(timeout=120)
@@ -109,6 +115,8 @@ def fail_in_one(_) -> int:
     return 3 if world().rank == 1 else 0
 
 
+@pytest.mark.distributed
+@pytest.mark.slow
 def test_launch_reports_the_failure_of_one():
     assert launch(fail_in_one, None, 2) == 3
 
@@ -131,6 +139,7 @@ def test_ghost_batch_norm_is_two_gpus_of_dataparallel():
     assert int(ghost.num_batches_tracked) == 1
 
 
+@pytest.mark.slow
 def test_ghost_batch_changes_the_training(script, small_run, tmp_path):
     for name, extra in (("whole", []), ("ghost", ["--ghost_batch", 4])):
         done = script("train.py", *small_run, "--max_steps", 2, "--exp_dir", tmp_path, "--name", name, *extra)

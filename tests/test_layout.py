@@ -199,3 +199,15 @@ def test_only_commands_and_benchmarks_print_and_parse_flags():
 
 def test_weights_are_read_without_running_code():
     assert found_in(unsafe_loads, REID) == []
+
+
+def test_texts_have_an_encoding():
+    """Windows would read and write them in a code page of the machine's language."""
+    tests = [path for path in TESTS if path.name != "test_golden.py"]  # is never changed; its names are ASCII
+    assert found_in(texts_without_encoding, [*REID, *SCRIPTS, *tests]) == []
+
+
+def test_the_map_names_every_test_file():
+    text = (ROOT / "tests/README.md").read_text(encoding="utf-8")
+    missing = [path.name for path in TESTS if path.name.startswith("test_") and f"`{path.name}`" not in text]
+    assert missing == []

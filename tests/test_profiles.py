@@ -129,6 +129,7 @@ def test_centers_move_as_their_own_sgd():
     torch.testing.assert_close(terms["loss"], total)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "adam"])
 def test_optimisers_equal_torchs_and_stop_at_what_is_not_finite(optimizer):
     step, plain = toy(optimizer=optimizer), toy(optimizer=optimizer)
@@ -168,6 +169,7 @@ def test_every_profile_builds_a_model_for_its_images(name):
     assert features.isfinite().all() and logits.isfinite().all()
 
 
+@pytest.mark.slow
 def test_original_trains_on_some_identities_with_all_classifiers(script, small_run, tmp_path):
     """As published: 751 outputs whoever is in training, held-out people who decide nothing, the last weights."""
     flags = ["--profile", "original", *small_run, "--ghost_batch", 4, "--num_val", 2, "--max_steps", 2]

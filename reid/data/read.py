@@ -4,6 +4,7 @@
     <folder>/meta.json    {"num_cameras", "identities": [pid][camera] -> [file names]}
                           and optionally "query_fnames", "gallery_fnames",
                           "distractors": [pid..], "sources": {file: original name},
+                          "labels": {"identities": [label of each pid], "cameras": [..]},
                           "note": what is special about the test lists
     <folder>/splits.json  [{"trainval": [pid..], "query": [pid..], "gallery": [pid..]}, ...]
     <folder>/test.json    [{"query": [[file, pid, camera]..], "gallery": [..]}, ...]; optional
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from reid.data.labels import Labels
 from reid.data.messages import shortened
 from reid.data.records import SUBSETS, Dataset, Image
 from reid.errors import InputError, MissingInput
@@ -68,8 +70,28 @@ def read_dataset(folder: str | Path, split: int = 0, report: Report = stop) -> D
     if "distractors" in meta:
         place = f"{folder / 'meta.json'}: distractors"
         distractors = read_pids(meta["distractors"], place, count, report)
-    name = folder.resolve().name
-    return Dataset(name, folder, **lists, num_cameras=num_cameras, protocol=protocol, distractors=distractors)
+    return Dataset(
+        name=folder.resolve().name,
+        folder=folder,
+        **lists,
+        num_cameras=num_cameras,
+        protocol=protocol,
+        distractors=distractors,
+        labels=read_labels(meta, folder / "meta.json", report),
+    )
+
+
+def read_labels(meta: dict, path: Path, report: Report) -> Labels:
+    """The labels and sources of meta.json; empty where there are none."""
+    labels, sources = meta.get("labels", {}), meta.get("sources", {})
+    if not isinstance(labels, dict) or not isinstance(sources, dict):
+        report(f"{path}: labels and sources are objects; correct them or leave them out")
+        return Labels()
+    names = {}
+    for key in ("identities", "cameras"):
+        values = as_list(labels.get(key, []), f"{path}: labels, {key}", "a list of texts", report)
+        names[key] = tuple(map(str, values))
+    return Labels(**names, sources=sources)
 
 
 def read_json(path: Path, kind: type) -> Any:

@@ -3,11 +3,12 @@
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+from reid.data.labels import Labels
 from reid.errors import InputError
 
 SUBSETS = ("trainval", "query", "gallery")
@@ -25,6 +26,7 @@ class Dataset:
 
     protocol: name of the test lists, stored in every result.
     distractors: pids of the gallery for which there is no query.
+    labels: the user's names of identities, cameras and images.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Dataset:
     num_cameras: int
     protocol: str
     distractors: frozenset[int]
+    labels: Labels = field(default_factory=Labels)
 
     @property
     def subsets(self) -> dict[str, list[Image]]:

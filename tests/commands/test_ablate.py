@@ -95,6 +95,7 @@ def ablated(small_run, tmp_path_factory):
         return logs, run_here(*command, "--csv", logs / "t.csv"), run_here(*command)
 
 
+@pytest.mark.slow
 def test_every_cell_is_trained_scored_and_in_the_table(ablated):
     logs, first, _ = ablated
     assert first.returncode == 1, first.stderr  # one value is impossible
@@ -102,13 +103,13 @@ def test_every_cell_is_trained_scored_and_in_the_table(ablated):
     runs = sorted(p.parent for p in logs.glob("tiny/*/weights.pth"))
     assert len(runs) == 4  # full model and relation none, two seeds each
     assert all((run / "eval-tiny" / "result.json").is_file() for run in runs)
-    with open(logs / "t.csv", newline="") as f:
+    with open(logs / "t.csv", newline="", encoding="utf-8") as f:
         rows = list(csv.DictReader(f))
     assert {"mAP", "mAP std", "parameters", "images seen", "published mAP/Rank-1"} <= set(rows[0])
     assert sorted(r["changed"] for r in rows) == ["paper", "relation none"]
     for row in rows:
-        scores = [json.loads((run / "eval-tiny/result.json").read_text())["map"] for run in runs
-                  if (json.loads((run / "config.json").read_text())["model"]["relation"] == "none")
+        scores = [json.loads((run / "eval-tiny/result.json").read_text(encoding="utf-8"))["map"] for run in runs
+                  if (json.loads((run / "config.json").read_text(encoding="utf-8"))["model"]["relation"] == "none")
                   == (row["changed"] == "relation none")]  # fmt: skip
         assert float(row["mAP"]) == pytest.approx(sum(scores) / 2)
         assert float(row["mAP std"]) == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
@@ -116,6 +117,7 @@ def test_every_cell_is_trained_scored_and_in_the_table(ablated):
     assert "±" in first.stdout
 
 
+@pytest.mark.slow
 def test_finished_cells_are_skipped(ablated):
     logs, first, second = ablated
     assert second.returncode == 1 and second.stdout.count("finished    ") == 4
@@ -143,6 +145,7 @@ def test_another_evaluation_does_not_count_as_scored(change, ablated, tmp_path):
     assert not is_scored(folder, config)
 
 
+@pytest.mark.slow
 def test_table_of_runs(ablated, script):
     logs, _, _ = ablated
     rows, left_out = read_runs([logs])
@@ -164,6 +167,7 @@ def test_table_of_runs(ablated, script):
         read_runs([logs / "nothing"])
 
 
+@pytest.mark.slow
 def test_covered_bands(ablated, script, tmp_path, monkeypatch):
     """One line a configuration, a column a band, over seeds; bands nobody scored stay empty."""
     rows = read_runs([ablated[0]])[0]
@@ -190,6 +194,7 @@ def test_covered_bands(ablated, script, tmp_path, monkeypatch):
     assert "occlude" not in done.stdout.split("mAP with one sixth")[0]
 
 
+@pytest.mark.slow
 def test_a_run_counts_once(ablated, script, tmp_path):
     """Named twice, or copied, it is not a second seed; a damaged run is reported, the others are read."""
     logs = ablated[0]
@@ -198,11 +203,11 @@ def test_a_run_counts_once(ablated, script, tmp_path):
     shutil.copytree(run, twin)
     shutil.copytree(run, damaged)
     path = damaged / "eval-tiny" / "result.json"
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps(content | {"map": "a"}))
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(content | {"map": "a"}), encoding="utf-8")
     older = damaged / "eval-older" / "result.json"
     older.parent.mkdir()
-    older.write_text('{"map": 0.5, "cmc": [1], "minp": 0.5, "weights": "w", "dataset": "d"}')
+    older.write_text('{"map": 0.5, "cmc": [1], "minp": 0.5, "weights": "w", "dataset": "d"}', encoding="utf-8")
     rows, left_out = read_runs([logs, run, twin, damaged])
     assert len(rows) == 4 and len(left_out) == 3
     assert "same configuration and seed" in left_out[0]
@@ -210,7 +215,7 @@ def test_a_run_counts_once(ablated, script, tmp_path):
     assert "ValueError" in left_out[2]
     for name in ("x.txt", "folder.csv", "file/x.csv"):
         (tmp_path / "folder.csv").mkdir(exist_ok=True)
-        (tmp_path / "file").write_text("")
+        (tmp_path / "file").write_text("", encoding="utf-8")
         done = script("reid/__main__.py", "table", logs, "--csv", tmp_path / name)
         assert done.returncode == 2 and name in done.stderr and "Traceback" not in done.stderr
     assert script("reid/__main__.py", "table", logs).returncode == 0
@@ -221,13 +226,13 @@ def test_a_test_is_what_its_record_says(ablated, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(sorted(p.parent for p in ablated[0].glob("tiny/*/weights.pth"))[0], run)
     source = run / "eval-tiny" / "result.json"
-    content = json.loads(source.read_text())
+    content = json.loads(source.read_text(encoding="utf-8"))
 
     def write(name, scoring=USUAL, **changes):
         record = replace(Record.from_json(content["record"], source), scoring=scoring, **changes)
         path = run / name / "result.json"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(content | {"record": record.to_json()}))
+        path.write_text(json.dumps(content | {"record": record.to_json()}), encoding="utf-8")
 
     write("eval-tiny_rerank", split=3)
     write("eval-x_y", dataset="x_y", h=128, scoring=Scoring(rerank=True, cmc="cuhk03"))
@@ -244,13 +249,14 @@ def test_a_test_is_what_its_record_says(ablated, tmp_path):
 def test_a_cell_that_another_process_runs_is_left_alone(ablated, small_run):
     flags = [*small_run, "--max_steps", 1, "--exp_dir", ablated[0], "--vary", "relation=none", "--seeds", 2]
     run = next(p.parent for p in ablated[0].glob("tiny/*/weights.pth"))
-    config = Config.from_json(json.loads((run / "config.json").read_text()), "config.json")
+    config = Config.from_json(json.loads((run / "config.json").read_text(encoding="utf-8")), "config.json")
     with locked(work_place(Cell(run_name(config), config)), waits=False):
         done = run_here("reid/__main__.py", "ablate", *flags)
     assert done.returncode == 1 and done.stdout.count("another process is using") == 1, done.stdout
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_published_numbers_in_the_table(ablated):
     """In the rows of the method itself on the published data, not for variants or other data."""
     row = read_runs([ablated[0]])[0][0]
@@ -285,6 +291,7 @@ def test_a_failed_cell_does_not_stop_the_others(small_run, tmp_path):
     assert done.stdout.count("| rrid |") == 1 and "unfinished" in done.stdout
 
 
+@pytest.mark.slow
 def test_stopped_cells_are_continued(small_run, tmp_path):
     flags = [*small_run, "--max_steps", 30, "--exp_dir", tmp_path, "--vary", "relation=one_vs_rest"]
     command = [sys.executable, "-m", "reid", "ablate", *map(str, flags)]
@@ -301,8 +308,8 @@ def test_stopped_cells_are_continued(small_run, tmp_path):
     assert (folder / "checkpoint.pth").is_file() and not (folder / "weights.pth").is_file()
     done = ablate(*flags)
     assert done.returncode == 0, done.stderr
-    assert "to continue" in done.stdout and "resuming" in (folder / "log.txt").read_text()
-    config = Config.from_json(json.loads((folder / "config.json").read_text()), "x")
+    assert "to continue" in done.stdout and "resuming" in (folder / "log.txt").read_text(encoding="utf-8")
+    config = Config.from_json(json.loads((folder / "config.json").read_text(encoding="utf-8")), "x")
     assert find_run(config) == folder and find_run(from_flags({"lr": 0.5}, config)) is None
 
 

@@ -25,7 +25,7 @@ def data(tmp_path_factory):
     (folder / "many" / "test.json").unlink()
     tests = [list(range(i, i + 6)) for i in (0, 6, 12)]
     splits = [{"trainval": [p for p in range(18) if p not in t], "query": t, "gallery": t} for t in tests]
-    (folder / "many" / "splits.json").write_text(json.dumps(splits))
+    (folder / "many" / "splits.json").write_text(json.dumps(splits), encoding="utf-8")
     return folder
 
 
@@ -35,7 +35,7 @@ def run(tmp_path, weights):
     folder = tmp_path / "run"
     folder.mkdir()
     shutil.copy(weights, folder / "weights.pth")
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text("{}", encoding="utf-8")
     return folder
 
 
@@ -63,7 +63,7 @@ def resolved(monkeypatch, precision):
 
 
 def result(folder):
-    return json.loads((folder / "result.json").read_text())
+    return json.loads((folder / "result.json").read_text(encoding="utf-8"))
 
 
 def test_each_split_has_its_own_features_and_result(evaluated, run):
@@ -84,7 +84,7 @@ def test_each_split_has_its_own_features_and_result(evaluated, run):
 @pytest.mark.parametrize("flags, word", [(["--split", "all"], "all"), (["--split", 2, 0, 1], "2-0-1")])
 def test_several_splits_and_their_mean(evaluated, run, flags, word):
     done = evaluated(*flags)
-    content = json.loads((run / f"eval-many_splits-{word}" / "splits.json").read_text())
+    content = json.loads((run / f"eval-many_splits-{word}" / "splits.json").read_text(encoding="utf-8"))
     assert content["splits"] == ([0, 1, 2] if word == "all" else [2, 0, 1])
     for i, name in enumerate(content["folders"]):
         one = result(run / name)
@@ -112,10 +112,10 @@ def test_summaries_of_other_settings_and_bands(evaluated, run):
     assert names == {"eval-many_splits-0-1_rerank", "eval-many_splits-0-1_occlude-3_rerank"}
     assert done.stdout.count("over 2 splits") == 2
     path = run / "eval-many_splits-0-1_rerank" / "splits.json"
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps(content | {"records": ["a", "b"]}))
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(content | {"records": ["a", "b"]}), encoding="utf-8")
     evaluated("--split", 0, 1, "--rerank")
-    assert json.loads(path.read_text())["records"] == ["a", "b"]
+    assert json.loads(path.read_text(encoding="utf-8"))["records"] == ["a", "b"]
     assert len(list(run.glob("eval-many_splits-0-1_rerank_*/splits.json"))) == 1
 
 
@@ -198,7 +198,7 @@ def test_results_of_an_older_version_are_made_anew(evaluated, run):
     folder.mkdir()
     with h5py.File(folder / "features.h5", "w") as f:
         f.attrs.update(weights="w", slots=(2, 2))
-    (folder / "result.json").write_text('{"map": 0.5, "weights": "w"}')
+    (folder / "result.json").write_text('{"map": 0.5, "weights": "w"}', encoding="utf-8")
     done = evaluated()
     said = f"{folder / 'features.h5'} was made by an older version, which kept no record; evaluate again"
     assert said in done.stdout and result(folder)["record"]["scoring"] == USUAL.to_json()

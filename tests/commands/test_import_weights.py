@@ -82,6 +82,7 @@ def ours() -> RRID:
     return model.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["legacy whole, torch 0.4", "zip whole", "compiled state", "no classifiers"])
 def test_published_weights_in_every_form(form, ours, tmp_path, script, monkeypatch):
     state = published_state(ours)
@@ -117,6 +118,7 @@ def test_published_weights_in_every_form(form, ours, tmp_path, script, monkeypat
     assert done.returncode == 2 and "rest_3_conv_list.1.0.weight" in done.stderr
 
 
+@pytest.mark.slow
 def test_published_layout_handed_on(ours, tmp_path, script):
     """export takes the published layout as it is, classifiers too."""
     torch.save(published_state(ours), tmp_path / "theirs.pth")
@@ -129,6 +131,7 @@ def test_published_layout_handed_on(ours, tmp_path, script):
     assert all(torch.equal(v, expected[k]) for k, v in state.items() if not k.endswith("tracked"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "form"),
     [("resnet50", "{}"), ("resnet18", "backbone.{}"), ("resnet34", "module.{}"), ("mobilenet_v2", "model.{}")],
@@ -146,6 +149,7 @@ def test_backbones_under_any_prefix(name, form, tmp_path, script):
     assert all(torch.equal(v, theirs[k]) for k, v in backbone.state_dict().items())
 
 
+@pytest.mark.slow
 def test_other_architectures_are_refused(tmp_path, script):
     state = torchvision_models.resnet18(weights=None).state_dict()
     changed = {k.replace("bn1", "bn1.IN"): v for k, v in state.items()}
@@ -163,10 +167,11 @@ def test_other_architectures_are_refused(tmp_path, script):
         assert done.returncode == 2 and said in done.stderr and not (tmp_path / "out.pth").exists()
 
 
+@pytest.mark.slow
 def test_targets_that_cannot_be_written(tmp_path, script, ours):
     """One line, for backbones and for whole models."""
     (tmp_path / "folder").mkdir()
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     torch.save(torchvision_models.resnet18(weights=None).state_dict(), tmp_path / "backbone.pth")
     torch.save(published_state(ours), tmp_path / "whole.pth")
     targets = ["folder", "/proc/x/y.pth", "file/y.pth", "a" * 300]
@@ -178,6 +183,7 @@ def test_targets_that_cannot_be_written(tmp_path, script, ours):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["backbone.pth", "file", "folder", "whole.pth"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_numbers_that_are_not_finite(bad, tmp_path, script, ours):
     backbone, whole = torchvision_models.resnet18(weights=None).state_dict(), published_state(ours)

@@ -28,12 +28,14 @@ def digest(folder):
     return h.hexdigest()
 
 
+@pytest.mark.slow
 def test_the_same_bytes_each_time(demo, tmp_path):
     again = open_dataset("demo", tmp_path)
     assert digest(again.folder) == digest(demo.folder)
     assert again.fingerprint == demo.fingerprint
 
 
+@pytest.mark.slow
 def test_counts(demo):
     def people(images):
         return len({i.pid for i in images})
@@ -59,6 +61,7 @@ def test_look_alikes_share_a_top_and_differ_below():
     assert all(0 <= c <= 255 for colour in COLOURS.values() for c in colour)
 
 
+@pytest.mark.slow
 def test_untrained_networks_stay_low(demo):
     """Random weights match identities across cameras little better than chance."""
     torch.manual_seed(0)

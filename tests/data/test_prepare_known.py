@@ -22,6 +22,7 @@ from reid.errors import InputError
 CONFIG = "cuhk03_new_protocol_config_{}.mat"
 
 
+@pytest.mark.slow
 def test_duke_of_the_real_list(shared, tmp_path):
     """36,411 fabricated images in a zip become the dataset with the published counts; 408 identities have no query."""
     source, picture = tmp_path / "DukeMTMC-reID.zip", jpeg()
@@ -94,6 +95,7 @@ def write_config(path: Path, names, train, query, gallery, **changes) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_cuhk03_of_the_real_protocol(shared, tmp_path):
     """14,096 fabricated cells of a cuhk-03.mat: the 767/700 protocol written as PNG, and the 20 classic splits."""
     lists = shared / "data/lists/cuhk03"
@@ -226,6 +228,7 @@ def msmt(version: str, train: int, val: int, query: int, gallery: int, ids: tupl
     return names_only(names, texts | (lists or {}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_msmt17_versions_are_recognised(version):
     source = msmt(version, 30_248, 2_373, 11_659, 82_161, (1_041, 3_060))

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import make_dataset
 
 from reid.data.read import ALL_IMAGES, read_dataset
 from reid.data.records import Dataset, Image, combine
@@ -237,3 +238,16 @@ def test_open_reid_sample_of_market(shared, tmp_path):
     save(tmp_path, {"meta": meta})
     everything = read_dataset(tmp_path)
     assert (len(everything.query), len(everything.gallery), everything.protocol) == (16_483, 19_281, ALL_IMAGES)
+
+
+def test_labels(tmp_path):
+    """The user's names stand in meta.json; a dataset without them shows numbers."""
+    folder = make_dataset(tmp_path / "tiny")
+    assert read_dataset(folder).labels.identity(3) == "3"
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    meta |= {"labels": {"identities": ["anna", "bob"], "cameras": ["Door 2"]}, "sources": {"a.jpg": "IMG 1.jpg"}}
+    (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    labels = read_dataset(folder).labels
+    assert [labels.identity(pid) for pid in (1, 2)] == ["bob", "2"]
+    assert [labels.camera(camid) for camid in (0, 1)] == ["Door 2", "1"]
+    assert [labels.source(file) for file in ("a.jpg", "b.jpg")] == ["IMG 1.jpg", "b.jpg"]

@@ -64,7 +64,7 @@ def test_flip_test_equals_all_flips():
 
 
 def test_refused(results, capsys, tmp_path):
-    plain = (results / "plain" / "queries.csv").read_text()
+    plain = (results / "plain" / "queries.csv").read_text(encoding="utf-8")
     lines = plain.splitlines()
     broken = {
         "other names": "\n".join([lines[0], *("x" + line for line in lines[1:])]),
@@ -75,7 +75,7 @@ def test_refused(results, capsys, tmp_path):
         "empty": "",
     }
     for name, content in broken.items():
-        (tmp_path / f"{name}.csv").write_text(content)
+        (tmp_path / f"{name}.csv").write_text(content, encoding="utf-8")
     (tmp_path / "bytes.csv").write_bytes(bytes(range(256)))
     for name, message in (
         ("other names", "no query name in common"),
@@ -101,8 +101,8 @@ def test_refused(results, capsys, tmp_path):
     ):
         for side, text in (("a", content.replace('"1"', '"2"')), ("b", content)):
             (tmp_path / name / side).mkdir(parents=True)
-            (tmp_path / name / side / "queries.csv").write_text(plain)
-            (tmp_path / name / side / "result.json").write_text(text)
+            (tmp_path / name / side / "queries.csv").write_text(plain, encoding="utf-8")
+            (tmp_path / name / side / "result.json").write_text(text, encoding="utf-8")
         code, text = compare(capsys, tmp_path / name / "a", tmp_path / name / "b")
         assert code == 2 and message in text, name
     code, text = compare(capsys, results / "plain", results / "trapezoid")
@@ -110,7 +110,7 @@ def test_refused(results, capsys, tmp_path):
 
 
 def test_queries_of_one_only_are_left_out(results, capsys, tmp_path):
-    lines = (results / "plain" / "queries.csv").read_text().splitlines()
-    (tmp_path / "fewer.csv").write_text("\n".join(lines[:-3]))
+    lines = (results / "plain" / "queries.csv").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "fewer.csv").write_text("\n".join(lines[:-3]), encoding="utf-8")
     code, text = compare(capsys, results / "plain", tmp_path / "fewer.csv")
     assert code == 0 and "77 queries" in text and "3 in one only left out" in text

@@ -170,6 +170,7 @@ def test_two_at_once_share_the_work(tmp_path, caplog):
     assert "waiting for another process" in caplog.text and os.listdir(tmp_path) == ["features.h5"]
 
 
+@pytest.mark.slow
 def test_killed_extraction_equals_the_straight_one(tmp_path):
     path = tmp_path / "features.h5"
     code = "import sys; sys.path[:0] = ['tests', 'tests/evaluation']; import test_features as t, pathlib; "

@@ -50,7 +50,7 @@ def write(folder, record, name="result.json"):
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(record.to_json())
     if name == "result.json":
-        (folder / name).write_text(f'{{"record": {text}}}')
+        (folder / name).write_text(f'{{"record": {text}}}', encoding="utf-8")
     else:
         with h5py.File(folder / name, "w") as f:
             f.attrs["record"] = text
@@ -84,7 +84,7 @@ def test_the_digest_does_not_change():
 ])  # fmt: skip
 def test_damaged_records_are_refused(tmp_path, change, message):
     path = tmp_path / "result.json"
-    path.write_text(json.dumps({"record": RECORD.to_json() | change}))
+    path.write_text(json.dumps({"record": RECORD.to_json() | change}), encoding="utf-8")
     with pytest.raises(InputError, match=message) as caught:
         read_record(path)
     assert str(path) in str(caught.value) and "evaluate again" in str(caught.value)
@@ -98,7 +98,7 @@ def test_files_without_a_record(tmp_path):
         ('{"record": {"dataset": "a"}}', "a record has dataset, split"),
         ("{", "is damaged"),
     ):
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         with pytest.raises(InputError, match=message):
             read_record(path)
     with pytest.raises(MissingInput, match="is not there"):
@@ -195,6 +195,6 @@ def test_scorings_share_features(tmp_path):
 
 
 def test_older_and_damaged_files_are_made_anew(tmp_path):
-    (tmp_path / "result.json").write_text('{"map": 0.5}')
-    (tmp_path / "features.h5").write_text("damaged")
+    (tmp_path / "result.json").write_text('{"map": 0.5}', encoding="utf-8")
+    (tmp_path / "features.h5").write_text("damaged", encoding="utf-8")
     assert folder_for(tmp_path, RECORD, RECORD) == tmp_path

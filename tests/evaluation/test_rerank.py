@@ -39,6 +39,7 @@ def test_other_metric_and_stored_type():
     assert np.median(np.abs(half - dense(query, gallery))) < 2e-4
 
 
+@pytest.mark.slow
 def test_smaller_than_the_dense_form():
     """A sixth of the memory at 500 x 3,000 x 256; at this size at most a half. It runs in a process of its own, as
     memory that other tests have freed would hide the peak."""

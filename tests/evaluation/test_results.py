@@ -85,7 +85,7 @@ def test_files_of_a_result(features, tmp_path):
     )
     result = evaluate(replace(features, record=record), Scoring(ap="trapezoid"), fpr=1e-3)
     result.save(tmp_path)
-    content = json.loads((tmp_path / "result.json").read_text())
+    content = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     assert content["map"] == pytest.approx(np.nanmean(result.ranking.ap_trapezoid))
     assert (
         content["map"] == content["other_conventions"]["map"]["trapezoid"] < content["other_conventions"]["map"]["step"]
@@ -97,7 +97,7 @@ def test_files_of_a_result(features, tmp_path):
     assert content["time"] >= 0 and content["open_set"]["fpr"] == 1e-3
     low, high = content["intervals"]["map"]
     assert low < content["map"] < high
-    with open(tmp_path / "queries.csv", newline="") as f:
+    with open(tmp_path / "queries.csv", newline="", encoding="utf-8") as f:
         rows = list(csv.DictReader(f))
     assert [int(r["pid"]) for r in rows] == features.query.pids.tolist()
     np.testing.assert_allclose([float(r["ap"]) for r in rows], result.ap)
@@ -122,7 +122,7 @@ def test_unmatched_queries_are_said_and_left_empty(features, tmp_path):
     result = evaluate(Features(replace(features.query, pids=pids), features.gallery, {}))
     assert "60 queries, 5 of them without a match left out" in str(result)
     result.save(tmp_path)
-    with open(tmp_path / "queries.csv", newline="") as f:
+    with open(tmp_path / "queries.csv", newline="", encoding="utf-8") as f:
         row = next(csv.DictReader(f))
     assert (row["matches"], row["ap"], row["first_match"], row["inp"]) == ("0", "", "", "")
 
@@ -148,6 +148,7 @@ def scripted(*arguments, cwd):
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_evaluate_script_scores_features(features, tmp_path):
     q, g = features.query, features.gallery
     sides = {"query": q, "gallery": g}
@@ -160,7 +161,7 @@ def test_evaluate_script_scores_features(features, tmp_path):
     expected = evaluate(features).to_json()
     run = scripted("--features", "f.npz", "--gpus", 0, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
-    got = json.loads((tmp_path / "logs/features/f/result.json").read_text())
+    got = json.loads((tmp_path / "logs/features/f/result.json").read_text(encoding="utf-8"))
     assert (got["map"], got["cmc"]) == (
         pytest.approx(expected["map"], abs=1e-4),
         pytest.approx(expected["cmc"], abs=0.02),
@@ -173,7 +174,7 @@ def test_evaluate_script_scores_features(features, tmp_path):
     run = scripted("--features", "f.mat", *settings, "--rerank", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     folder = "f_ap-trapezoid_cmc-cuhk03_metric-cosine_rerank_query_expansion-3"
-    got = json.loads((tmp_path / "logs/features" / folder / "result.json").read_text())
+    got = json.loads((tmp_path / "logs/features" / folder / "result.json").read_text(encoding="utf-8"))
     expected = evaluate(
         features,
         Scoring(ap="trapezoid", cmc="cuhk03", metric="cosine", rerank=True, query_expansion=3),

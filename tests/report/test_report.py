@@ -1,4 +1,4 @@
-"""The report: its numbers against plain loops, its page in a real browser, its command on good and bad input."""
+"""The report: its page in a real browser, its command on good and bad input."""
 
 import base64
 import json
@@ -17,18 +17,13 @@ from PIL import Image as PILImage
 
 from reid.__main__ import main
 from reid.bench.measure import random_features
-from reid.config import Config
 from reid.data.read import read_dataset
-from reid.errors import InputError
 from reid.evaluation.features import Features, Part
-from reid.evaluation.record import USUAL, Record, Scoring
+from reid.evaluation.record import Record, Scoring
 from reid.evaluation.results import evaluate
-from reid.models.rrid import RRID
-from reid.report import facts, lists, slots
+from reid.report import lists, slots
 from reid.report.page import write_report
-from reid.report.published import published
 from reid.report.sources import Content, Source, find_images, run_of
-from reid.variants import Variant
 
 BANDS = [(0, 0.5), (0.5, 1), (0, 1)]
 
@@ -84,21 +79,6 @@ def trained(tmp_path_factory):
     return root / "logs" / "small" / "first"
 
 
-def test_the_slots_add_up_to_the_distance():
-    rng = np.random.default_rng(0)
-    query, gallery = rng.normal(size=(2, 5, 12)).astype(np.float32)
-    q, g = np.divmod(np.arange(25), 5)
-    found = slots.slot_distances(query, gallery, q, g, 3)
-    for pair, (i, j) in enumerate(zip(q, g)):
-        for s in range(3):
-            at = slice(4 * s, 4 * s + 4)
-            assert found[pair, s] == pytest.approx(
-                sum((float(a) - float(b)) ** 2 for a, b in zip(query[i, at], gallery[j, at]))
-            )
-    whole = ((query[q].astype(float) - gallery[g]) ** 2).sum(1)
-    np.testing.assert_allclose(found.sum(1), whole, rtol=1e-12)
-
-
 @pytest.mark.parametrize(
     "attrs, reason",
     [
@@ -112,16 +92,6 @@ def test_the_slots_add_up_to_the_distance():
 def test_invalid_bands_are_explained(attrs, reason):
     bands, found = slots.layout(attrs, 24)
     assert bands is None and reason in found
-
-
-def test_bands_of_the_model_follow_its_slots():
-    model = RRID(0, (6, 4, 2), "resnet18")
-    bands = np.array(model.bands)
-    assert bands.shape == (model.slots, 2)
-    names = [f"{i} of {n}" for n in (6, 4, 2) for i in range(1, n + 1)] + 3 * ["whole"]
-    assert [name for _, name in slots.names(bands)] == names
-    np.testing.assert_allclose(bands[6], (0, 0.25))
-    assert len(RRID(0, (2,), "resnet18", Variant(pooling="none")).bands) == 2
 
 
 @pytest.mark.parametrize("rerank", [False, True])
@@ -263,6 +233,7 @@ class Images(HTMLParser):
             self.alts.append(dict(attrs).get("alt"))
 
 
+@pytest.mark.slow
 def test_trained_run_has_everything(browser, trained, capsys):
     assert main(["report", str(trained), "--maps", "00000008_0000_00000000.jpg"]) == 0
     page = trained / "eval-small" / "report.html"
@@ -366,6 +337,7 @@ def test_training_curves_of_several_runs(trained, tmp_path):
     assert "Training curves of" in text and f"loss ends at {line['loss']:.3g}" in text
 
 
+@pytest.mark.slow
 def test_missing_images_are_reported(trained, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(trained, run)
@@ -386,6 +358,7 @@ def test_missing_images_are_reported(trained, tmp_path, capsys):
     assert "1 of the 24 images" in (folder / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_foreign_features_give_numbers_and_curves(features, tmp_path, browser, script):
     write_npz(tmp_path / "theirs.npz", features.query, features.gallery)
     assert main(["report", str(tmp_path / "theirs.npz")]) == 0
@@ -399,6 +372,7 @@ def test_foreign_features_give_numbers_and_curves(features, tmp_path, browser, s
     assert done.returncode == 0 and (tmp_path / "logs" / "features" / "theirs" / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_market_sized_page_loads(browser, tmp_path, monkeypatch):
     made = random_features(3368, 15913, 750, 6, 24)
     parts = []
@@ -480,6 +454,7 @@ def test_images_that_are_asked_for_and_missing(evaluated, capsys, tmp_path):
         assert words in text and "curves" not in text and page.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_features_that_are_all_equal(features, tmp_path):
     sides = (replace(side, features=np.ones_like(side.features)) for side in (features.query, features.gallery))
     write_npz(tmp_path / "x.npz", *sides)
@@ -487,35 +462,3 @@ def test_features_that_are_all_equal(features, tmp_path):
     data = read_data(tmp_path / "x-report" / "report.html")
     share = [(features.gallery.pids == pid).mean() for pid in features.query.pids]  # of matches, as all are tied
     np.testing.assert_allclose(data["ap"], share, atol=1e-4)
-
-
-def published_rows(features, dataset: str, trained: str, scoring: Scoring = USUAL) -> dict[str, str]:
-    result = evaluate(features, scoring)
-    return dict(facts.expected(result, dataset, Config(dataset_type=(trained,))))
-
-
-def test_facts_compare_with_published_scores(features):
-    rows = published_rows(features, "market1501", "market1501")
-    result = evaluate(features)
-    points = f"{100 * (result.mean_ap - 0.889):+.1f} and {100 * (result.cmc[0] - 0.952):+.1f} points"
-    assert points in rows["Expected (Park and Ham, AAAI 2020)"]
-    assert "trained on dukemtmc" in published_rows(features, "market1501", "dukemtmc")["Expected"]
-    assert "default scoring" in published_rows(features, "market1501", "market1501", Scoring(rerank=True))["Expected"]
-    assert "nothing is published" in published_rows(features, "demo", "demo")["Expected"]
-    for name in ("rrid", "baseline", "strong_baseline", "pcb", "mgn"):
-        assert all(0.5 < row.map < row.rank1 < 1 for row in published(name, "market1501"))
-    assert [row.map for row in published("rrid", "cuhk03_detected")] == [0.696, 0.6763]
-
-
-def test_facts_name_what_differs_from_the_profile():
-    rows = dict(facts.config_facts(replace(Config(), stripes=(6,), seed=3, exp_dir="x")))
-    assert rows["Configuration"] == "profile paper with stripes 6" and rows["Seed"] == "3"
-
-
-def test_damaged_run_folder(tmp_path):
-    (tmp_path / "config.json").write_bytes(b'{"run": ')
-    with pytest.raises(InputError, match="not valid JSON"):
-        facts.read_config(tmp_path)
-    (tmp_path / "versions.json").write_bytes(b'[{"time": ""}]')
-    with pytest.raises(InputError, match="not a list of versions"):
-        facts.read_versions(tmp_path)
