@@ -89,6 +89,8 @@ def combine(datasets: Sequence[Dataset]) -> Dataset:
         return datasets[0]
     lists: dict[str, list[Image]] = {subset: [] for subset in SUBSETS}
     distractors: set[int] = set()
+    identities: list[str] = []
+    cameras: list[str] = []
     first_pid = first_camid = 0
     for dataset in datasets:
         for subset, images in dataset.subsets.items():
@@ -96,12 +98,17 @@ def combine(datasets: Sequence[Dataset]) -> Dataset:
         distractors |= {pid + first_pid for pid in dataset.distractors}
         highest = max((pid for images in dataset.subsets.values() for _, pid, _ in images), default=-1)
         first_pid += highest + 1
+        identities += [f"{dataset.name} {dataset.labels.identity(pid)}" for pid in range(highest + 1)]
+        cameras += [f"{dataset.name} {dataset.labels.camera(c)}" for c in range(dataset.num_cameras)]
         first_camid += dataset.num_cameras
     return Dataset(
         name="+".join(dataset.name for dataset in datasets),
         folder=datasets[0].folder.parent,
-        **lists,
+        trainval=lists["trainval"],
+        query=lists["query"],
+        gallery=lists["gallery"],
         num_cameras=first_camid,
         protocol=" + ".join(dataset.protocol for dataset in datasets),
         distractors=frozenset(distractors),
+        labels=Labels(identities, cameras),
     )

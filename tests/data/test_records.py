@@ -118,6 +118,7 @@ def test_combine_keeps_identities_and_cameras_distinct(tmp_path):
     assert both.trainval == [Image("x", 0, 0), Image("y", 5, 1), Image("z", 6, 2)]
     assert (both.query, both.gallery) == ([Image("q", 13, 4)], [Image("g", 13, 2)])
     assert (both.num_cameras, both.distractors, both.name, both.protocol) == (5, {13}, "a+b", "p + r")
+    assert (both.labels.identity(13), both.labels.camera(4)) == ("b 7", "b 2")
     assert combine([one]) is one
 
 
