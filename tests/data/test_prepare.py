@@ -28,8 +28,6 @@ MARKET = {
     "bounding_box_test/0000_c5s1_000401_03.jpg",  # distractor
     "bounding_box_test/-1_c1s1_000401_03.jpg",  # junk
 }
-
-
 COUNTS = {"trainval": (1, 2), "query": (1, 1), "gallery": (2, 2)}
 
 
@@ -60,6 +58,11 @@ def write_tar(path: Path, names) -> Path:
             info.size = len(jpeg(shade))
             archive.addfile(info, io.BytesIO(jpeg(shade)))
     return path
+
+
+@pytest.fixture(autouse=True)
+def infos(caplog):
+    caplog.set_level("INFO", "reid")
 
 
 @pytest.fixture
