@@ -24,6 +24,9 @@ from reid.models import build_model
 from reid.models.weights import load_checkpoint, read_weights, save_weights
 
 ROOT = Path(__file__).resolve().parent.parent
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; with more threads they starve each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by -m
@@ -37,7 +40,8 @@ def pytest_collection_modifyitems(items):
 
 def pytest_sessionfinish(session, exitstatus):
     """With RRID_NO_SKIPS set, as in CI, a skipped test makes the run fail."""
-    skipped = session.config.pluginmanager.get_plugin("terminalreporter").stats.get("skipped", [])
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = reporter.stats.get("skipped", []) if reporter else []  # workers of -n have none
     if os.environ.get("RRID_NO_SKIPS") and skipped and exitstatus == 0:
         print("\nskipped, but RRID_NO_SKIPS is set:", *(report.nodeid for report in skipped), sep="\n  ")
         session.exitstatus = 1
