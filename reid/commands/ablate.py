@@ -30,13 +30,7 @@ def add_arguments(parser) -> None:
 def main(arguments) -> int:
     """Exit codes: 0 every cell is scored, 1 some are impossible or failed, 2 bad input."""
     a = arguments
-    given = {k: v for k, v in given_flags(a).items() if k != "debug"}
-    for name in ("seeds", "jobs"):
-        if getattr(a, name) < 1:
-            raise InputError(f"--{name} {getattr(a, name)} is too small; the least is 1")
-    for name in ("name", "resume", "allow_changes"):
-        if name in given:
-            raise InputError(f"--{name} is for a single run; ablate names and continues its cells by itself")
+    given = checked(a)
     factors = [parse_vary(text) for text in a.vary]
     from reid.commands import cells as c  # after the flags, as these import torch
     from reid.commands.table import show
@@ -59,6 +53,18 @@ def main(arguments) -> int:
     if folders := [folder for cell in cells if (folder := c.find_run(cell.config))]:
         show(*read_runs(folders), a.csv)
     return 1 if impossible or failed else 0
+
+
+def checked(a) -> dict[str, Any]:
+    """The given training flags. Raises InputError for those that an ablation cannot use."""
+    given = {k: v for k, v in given_flags(a).items() if k != "debug"}
+    for name in ("seeds", "jobs"):
+        if getattr(a, name) < 1:
+            raise InputError(f"--{name} {getattr(a, name)} is too small; the smallest value is 1")
+    for name in ("name", "resume", "allow_changes"):
+        if name in given:
+            raise InputError(f"--{name} is for a single run; ablate names and continues its cells by itself")
+    return given
 
 
 def parse_vary(text: str) -> tuple[str, list[Any]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from reid.commands.flags import add_flags
 from reid.config import Config
 from reid.data.images import find_images
 from reid.data.loader import decode
@@ -31,31 +32,48 @@ from reid.versions import commit, installed
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--weights", required=True, help="weights.pth or .safetensors")
-    parser.add_argument(
-        "--format", choices=tuple(NEEDS), required=True, help="onnx, safetensors, or pth as train.py does"
+    add = parser.add_argument
+    add_flags(parser, "export", needs_weights=True)
+    add("--format", choices=tuple(NEEDS), required=True, help="write ONNX, safetensors, or a file like weights.pth")
+    add("--out", help="write this file (default: beside the weights, with the suffix of the format)")
+    add(
+        "--input",
+        choices=INPUTS,
+        default="nhwc",
+        help="input of the ONNX file: uint8 RGB as nhwc or nchw, normalised in the graph; or normalised: "
+        "float32 NCHW, normalised by the caller with ImageNet's mean and deviation (default nhwc)",
     )
-    parser.add_argument("--out", help="the file (default: beside the weights, with the format's suffix)")
-    parser.add_argument("--input", choices=INPUTS, default="nhwc",
-                        help="of the ONNX: uint8 RGB as nhwc or nchw, normalised in the graph; or normalised: float32 "
-                        "NCHW, ImageNet's mean and deviation taken by the caller (default nhwc)")  # fmt: skip
-    parser.add_argument("--no_flip", action="store_true", help="leave the mirror image out")
-    parser.add_argument("--images", nargs="+", help="images to compare on (default: drawn ones)")
-    parser.add_argument("--num_images", type=int, default=32, help="how many of them (default 32)")
-    parser.add_argument("--half", action="store_true",
-                        help="safetensors and pth: no classifiers, float16: the file to hand on")  # fmt: skip
-    parser.add_argument("--tolerance", type=float,
-                        help="largest difference (default 1e-4; with --half 1e-3)")  # fmt: skip
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    add("--no_flip", action="store_true", help="leave the mirror images out")
+    add("--images", nargs="+", help="compare the descriptors of these images (default: drawn ones)")
+    add("--num_images", type=int, default=32, help="compare this many images (default 32)")
+    add("--half", action="store_true", help="safetensors and pth: leave classifiers out and store float16")
+    add("--tolerance", type=float, help="allow this difference (default 1e-4; with --half 1e-3)")
+    add("--overwrite", action="store_true", help="replace an existing file")
 
 
 def main(arguments) -> int:
     """Exit codes: 0 written, 1 the exported file gives other answers and was not kept, 2 bad input."""
-    a, weights = arguments, Path(arguments.weights)
+    a, weights = arguments, Path(arguments.pretrained_weights_dir)
+    check(a)
     out = Path(a.out) if a.out else weights.with_suffix("." + a.format)
-    if missing := [n for n in NEEDS[a.format] if importlib.util.find_spec(n) is None]:
-        raise InputError(f"--format {a.format} needs {', '.join(missing)}; pip install {' '.join(missing)}, or install "
-                         'this project with its extra: pip install -e ".[export]"')  # fmt: skip
+    model, config = read_weights(weights)
+    if out.exists() and out.samefile(weights):
+        raise InputError(f"{out} is the file that is read; give another --out")
+    if out.exists() and not a.overwrite:
+        raise InputError(f"{out} already exists; give another --out, or --overwrite")
+    pixels = pixels_of(a, (config.h, config.w))
+    expected = reference(model, pixels, not a.no_flip)
+    with writing(out):
+        return write(out, a, model, config, pixels, expected)
+
+
+def check(a) -> None:
+    """Raises InputError for flags that cannot be used; sets the default tolerance."""
+    if missing := [name for name in NEEDS[a.format] if importlib.util.find_spec(name) is None]:
+        raise InputError(
+            f"--format {a.format} needs {', '.join(missing)}; pip install {' '.join(missing)}, "
+            'or install this project with its extra: pip install -e ".[export]"'
+        )
     if a.half and a.format == "onnx":
         raise InputError("--half is for safetensors and pth; an ONNX file is float32")
     if a.tolerance is None:
@@ -64,30 +82,25 @@ def main(arguments) -> int:
         raise InputError(f"--tolerance {a.tolerance}: must be above 0")
     if a.num_images < 2:
         raise InputError(f"--num_images {a.num_images}: a ranking needs at least 2")
-    model, config = read_weights(weights)
-    if out.exists() and out.samefile(weights):
-        raise InputError(f"{out} is the file that is read; give another --out")
-    if out.exists() and not a.overwrite:
-        raise InputError(f"{out} is already there; give another --out, or --overwrite")
-    size = (config.h, config.w)
-    if a.images:
-        chosen = find_images(a.images)
-        chosen = chosen[:: max(1, len(chosen) // a.num_images)][: a.num_images]  # from everywhere in the list
-        pixels = np.stack([decode(image.path, *size) for image in chosen])
-        if len(pixels) < 2:
-            raise InputError("--images gave one image; a ranking needs at least 2")
-    else:
+
+
+def pixels_of(a, size: tuple[int, int]) -> np.ndarray:
+    """uint8 (N, H, W, 3) of the images to compare on; chosen evenly from --images, else drawn."""
+    if not a.images:
         with tempfile.TemporaryDirectory() as folder:
-            pixels = demo_pixels(size, a.num_images, Path(folder))
-    expected = reference(model, pixels, not a.no_flip)
-    with writing(out):
-        return write(out, a, model, config, weights, pixels, expected)
+            return demo_pixels(size, a.num_images, Path(folder))
+    chosen = find_images(a.images)
+    chosen = chosen[:: max(1, len(chosen) // a.num_images)][: a.num_images]
+    if len(chosen) < 2:
+        raise InputError("--images gave one image; a ranking needs at least 2")
+    return np.stack([decode(image.path, *size) for image in chosen])
 
 
-def write(out: Path, a, model: nn.Module, config: Config, weights: Path, pixels: np.ndarray, expected) -> int:
+def write(out: Path, a, model: nn.Module, config: Config, pixels: np.ndarray, expected: np.ndarray) -> int:
+    """Writes the file and compares its descriptors with `expected`. Raises CheckFailed where they differ."""
     metadata = {
         "made_by": f"python -m reid export --format {a.format}, commit {commit()}, torch {installed('torch')}",
-        "weights_sha256": sha256(weights),
+        "weights_sha256": sha256(Path(a.pretrained_weights_dir)),
     }
     with atomic_file(out) as temporary:
         if a.format == "onnx":
@@ -105,8 +118,9 @@ def write(out: Path, a, model: nn.Module, config: Config, weights: Path, pixels:
             write_plain(temporary, a.format, a.half, model, config, metadata)
             got = reference(read_weights(temporary)[0], pixels, not a.no_flip)
         difference, changes = parity(expected, got, SLACK * (HALF_TOLERANCE if a.half else TOLERANCE))
-        print(f"{'images':<28}{len(pixels):>12}\n{'largest difference':<28}{difference:>12.2e}   allowed "
-              f"{a.tolerance:.0e}\n{'changes of the ranking':<28}{changes:>12}   allowed 0")  # fmt: skip
+        print(f"{'images':<28}{len(pixels):>12}")
+        print(f"{'largest difference':<28}{difference:>12.2e}   allowed {a.tolerance:.0e}")
+        print(f"{'changes of the ranking':<28}{changes:>12}   allowed 0")
         if difference > a.tolerance or changes:
             raise CheckFailed("the exported file gives other answers than the weights, and was not kept")
     print(f"{out}: {out.stat().st_size / 2**20:.1f} MiB, SHA-256 {sha256(out)}")

@@ -38,7 +38,7 @@ def test_onnx_gives_the_same_descriptors(inputs, flags, weights, images, tmp_pat
     assert json.loads(said["config"])["data"]["h"] == 64 and inputs in said["input"] and "commit" in said["made_by"]
     assert said["flip"] == ("no" if flags else "mean of the features of image and mirror image")
     again = run_reid(script, "export", "--weights", weights, "--format", "onnx", "--out", out)
-    assert again.returncode == 2 and "already there" in again.stderr
+    assert again.returncode == 2 and "already exists" in again.stderr
 
 
 @pytest.mark.parametrize("harm", ["differs", "order", "nan", "width"])
