@@ -18,8 +18,9 @@ from typing import NamedTuple
 from PIL import Image as PILImage
 from tqdm import tqdm
 
+from reid.data.folders import is_image
 from reid.data.loader import unusable
-from reid.data.prepare.archive import IMAGES, MAX_IMAGE
+from reid.data.prepare.archive import MAX_IMAGE
 from reid.data.published import ENLARGED, differences
 from reid.data.records import Dataset, Image
 from reid.errors import InputError
@@ -158,8 +159,8 @@ def unlisted(dataset: Dataset, read: dict[str, Decoded]) -> Iterator[Finding]:
     for folder, _, found in os.walk(dataset.folder / "images", followlinks=True):
         for path in sorted(os.path.join(folder, file) for file in found):
             if os.path.normcase(os.path.normpath(path)) not in listed:
-                is_image = path.lower().endswith(IMAGES)
-                what = "is in no list of this split" if is_image else "is not an image"
+                listable = is_image(path)
+                what = "is in no list of this split" if listable else "is not an image"
                 yield Finding("warning", "unlisted", f"{path} {what}; list it or delete it")
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from reid.data.folders import IMAGES
 from reid.data.loader import ImageStore, choose_cache, in_threads, pixels_of, read
-from reid.data.prepare.archive import IMAGES
 from reid.data.records import Image
 from reid.errors import InputError, MissingInput
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from reid.data.folders import IMAGES, is_image, left_out
 from reid.data.messages import indented
-from reid.data.prepare.archive import IMAGES, Source, in_folder
+from reid.data.prepare.archive import Source, in_folder
 from reid.data.prepare.market import refuse_unreadable
 from reid.data.read import read_json
 from reid.errors import InputError
@@ -53,10 +54,11 @@ def read(images: OwnImages, opened: Source | None) -> tuple[list[Row], list[str]
         rows = rows_of_list(path)
         sizes = {row.name: (path.parent / row.name).stat().st_size for row in rows}
         return rows, [], in_folder(path.parent, sizes)
-    names = [name for name in opened.sizes if name.lower().endswith(IMAGES)]
+    names = [name for name in opened.sizes if is_image(name)]
+    ignored = [name for name in opened.sizes if not is_image(name)]
     if not names:
-        raise InputError(f"{images.source} has no images ({', '.join(IMAGES)})")
-    ignored = [name for name in opened.sizes if not name.lower().endswith(IMAGES)]
+        found = f"; found {left_out(ignored)}" if ignored else ""
+        raise InputError(f"{images.source} has no images ({', '.join(IMAGES)}){found}")
     return rows_of_names(opened, names, images.template), ignored, opened
 
 

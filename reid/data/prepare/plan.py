@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from reid.data.folders import left_out
 from reid.data.messages import shortened
 from reid.data.published import PUBLISHED, Counts, differences
 from reid.data.records import SUBSETS
@@ -61,7 +62,7 @@ def table(name: str, plan: Plan) -> str:
     if plan.note:
         lines.append(f"note: {plan.note}")
     if plan.ignored:
-        lines.append(f"ignored, not images: {shortened(plan.ignored, 10)}")
+        lines.append(f"ignored, not images: {left_out(plan.ignored)}")
     return "\n".join(lines)
 
 
