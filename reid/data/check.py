@@ -5,7 +5,6 @@ every image and compares the contents.
 """
 
 import hashlib
-import io
 import os
 import re
 import warnings
@@ -15,11 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image as PILImage
 from tqdm import tqdm
 
 from reid.data.folders import is_image
-from reid.data.loader import unusable
+from reid.data.loader import open_image
 from reid.data.prepare.archive import MAX_IMAGE
 from reid.data.published import ENLARGED, differences
 from reid.data.records import Dataset, Image
@@ -120,25 +118,18 @@ def check_images(dataset: Dataset) -> tuple[list[Finding], dict[str, Decoded]]:
 
 def examine(path: str) -> Decoded:
     """Reads and decodes one image file completely."""
-    digest, content = "", b""
+    digest = ""
     try:
         if (size := os.path.getsize(path)) > MAX_IMAGE:
             raise InputError(f"has {size:,} bytes, too many for an image of a person")
         content = Path(path).read_bytes()
         digest = hashlib.sha256(content).hexdigest()
-        if not content:
-            raise InputError("is empty")
-        with PILImage.open(io.BytesIO(content)) as image:
-            if problem := unusable(image):
-                raise InputError(problem)
-            image.load()
-            return Decoded(digest, image.format or "", image.size)
+        image = open_image(content)
+        return Decoded(digest, image.format or "", image.size)
     except InputError as e:
         problem = str(e)
-    except PILImage.UnidentifiedImageError:
-        problem = f"is not an image; it begins with {content[:16]!r}"
-    except Exception as e:  # Pillow raises OSError, SyntaxError, struct.error and others
-        problem = f"is damaged: {e}"
+    except OSError as e:
+        problem = f"cannot be read: {e}"
     return Decoded(digest, problem=problem)
 
 
