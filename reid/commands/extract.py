@@ -30,7 +30,7 @@ def main(arguments) -> int:
         raise InputError(f"--out {out}: expected a file's name that ends in .h5 or .npz")
     if out.suffix == ".h5" and out.exists() and not is_features(out):
         raise InputError(f"--out {out}: this file is not a features file and is kept; give another name")
-    images = find_images(arguments.images).images
+    images = find_images(arguments.images)
     extractor = open_extractor(arguments)
     found = read_images(images, extractor.size, extractor.num_workers, extractor.device, arguments.skip_bad)
     with writing(out):

@@ -73,7 +73,7 @@ def put(a) -> int:
 
 def from_images(a, path: Path, gallery: Gallery | None) -> tuple[Fingerprint, Entries]:
     """Entries of --images for the gallery at `path`, which is None where it is new."""
-    images = find_images(a.images).images
+    images = find_images(a.images)
     extractor = open_extractor(a)
     mark = fingerprint(extractor)
     if gallery is not None:  # before the long work

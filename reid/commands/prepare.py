@@ -9,7 +9,7 @@ from reid.data.prepare.known import DATASETS
 from reid.data.prepare.own import OwnImages
 from reid.errors import InputError
 
-OWN = ("template", "test_share", "seed", "name")
+OWN = ("template", "test_share", "seed", "name", "skip_bad")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--test_share", type=float, help="share of the identities in the test (default 0.5)")
     add("--seed", type=int, help="seed of the drawn split (default 0)")
+    text = "leave out images that cannot be read, and list them"
+    add("--skip_bad", action="store_true", default=None, help=text)
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -41,7 +41,12 @@ class Found(NamedTuple):
     camid: str = UNKNOWN
 
 
-def find_images(sources: Sequence[str]) -> Listed:
+def find_images(sources: Sequence[str]) -> list[Image]:
+    """The images of `list_images`, with numbers alone."""
+    return list_images(sources).images
+
+
+def list_images(sources: Sequence[str]) -> Listed:
     """Images of folders (all below, sorted), patterns (sorted), lists and files, in the order of `sources`.
 
     A list is a .txt or .tsv file. Each line holds a path, relative to the list, and, where known, pid and camid after

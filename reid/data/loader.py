@@ -109,7 +109,7 @@ def upright(image: PILImage.Image) -> PILImage.Image:
         orientation = image.getexif().get(ORIENTATION)
     except Exception:  # damaged metadata; Pillow raises SyntaxError, struct.error and others
         return image
-    how = UPRIGHT.get(orientation)
+    how = UPRIGHT.get(orientation or 1)
     if how is None:
         return image
     turned = image.transpose(how)

@@ -23,7 +23,7 @@ def write(folder, *names):
 
 
 def found(folder) -> list[str]:
-    images = find_images([str(folder)]).images
+    images = find_images([str(folder)])
     return [os.path.relpath(image.path, folder).replace(os.sep, "/") for image in images]
 
 
@@ -57,7 +57,7 @@ def test_each_suffix_of_an_image_is_read(tmp_path, suffix):
     kind = {".jfif": "JPEG", ".jpe": "JPEG", ".pgm": "PPM", ".pbm": "PPM"}.get(suffix)
     path = tmp_path / f"a{suffix.upper()}"
     PILImage.fromarray(pixels).save(path, kind)
-    (image,) = find_images([str(tmp_path)]).images
+    (image,) = find_images([str(tmp_path)])
     assert image.path == str(path)
 
 
@@ -87,6 +87,6 @@ def test_heic_is_named_with_its_repair_and_read_where_it_can_be(monkeypatch):
 
 def test_patterns_find_images_and_folders_of_images(tmp_path):
     write(tmp_path, "a/1.jpg", "a/2.png", "b/3.JPEG", "c.jpg", "notes.txt")
-    images = find_images([str(tmp_path / "*")]).images
+    images = find_images([str(tmp_path / "*")])
     names = [os.path.relpath(image.path, tmp_path).replace(os.sep, "/") for image in images]
     assert names == ["a/1.jpg", "a/2.png", "b/3.JPEG", "c.jpg"]

@@ -9,7 +9,7 @@ from conftest import ROOT
 from PIL import Image as PILImage
 from PIL import ImageOps
 
-from reid.data.images import find_images
+from reid.data.images import find_images, list_images
 from reid.data.loader import decode, open_image, pixels_of
 from reid.errors import InputError
 
@@ -28,7 +28,7 @@ def test_lists_from_elsewhere(images, tmp_path):
     listed = tmp_path / "list.txt"
     listed.write_text(f"{images[0]}\t5\n{images[1]}\n", encoding="utf-8-sig")  # as Windows writes it
     found = find_images([str(listed)])
-    assert [(i.path, i.pid, i.camid) for i in found.images] == [(images[0], 5, -1), (images[1], -1, -1)]
+    assert [(i.path, i.pid, i.camid) for i in found] == [(images[0], 5, -1), (images[1], -1, -1)]
     for pid in ("9" * 19, "9" * 30, "five"):
         listed.write_text(f"{images[0]}\t{pid}\n", encoding="utf-8")
         with pytest.raises(InputError, match="line 1: expected 'path'"):
@@ -40,16 +40,16 @@ def test_a_table_that_prepare_reads_is_a_list(tmp_path):
         (tmp_path / name).write_bytes(b"")
     table = tmp_path / "list.csv"
     table.write_text("path,pid,camid\na.jpg,anna,yard\nb.jpg,bert,door\nc.jpg,anna,door\n", encoding="utf-8")
-    found = find_images([str(table)])
+    found = list_images([str(table)])
     assert [(os.path.basename(i.path), i.pid, i.camid) for i in found.images] == [
         ("a.jpg", 0, 1), ("b.jpg", 1, 0), ("c.jpg", 0, 0)]  # fmt: skip
     assert [*found.labels.identities] == ["anna", "bert"] and [*found.labels.cameras] == ["door", "yard"]
     other = tmp_path / "list.tsv"
     other.write_text("path\tpid\na.jpg\t12\nb.jpg\t7\n", encoding="utf-8")
-    found = find_images([str(other)])
+    found = list_images([str(other)])
     assert [i.pid for i in found.images] == [12, 7] and not found.labels.identities
     other.write_text(f"{tmp_path / 'a.jpg'}\t12\n", encoding="utf-8")  # without a header
-    assert [i.pid for i in find_images([str(other)]).images] == [12]
+    assert [i.pid for i in find_images([str(other)])] == [12]
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])

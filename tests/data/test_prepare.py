@@ -33,7 +33,7 @@ COUNTS = {"trainval": (1, 2), "query": (1, 1), "gallery": (2, 2)}
 
 def jpeg(shade: int = 0) -> bytes:
     out = io.BytesIO()
-    PILImage.new("RGB", (16, 32), (shade % 256, shade // 256 % 256, 90)).save(out, "JPEG")
+    PILImage.new("RGB", (16, 32), (shade % 256, shade // 256 % 256, 90)).save(out, "JPEG", comment=f"{shade:05}")
     return out.getvalue()
 
 

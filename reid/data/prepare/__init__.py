@@ -7,6 +7,7 @@ from pathlib import Path
 
 from reid.data.prepare import own
 from reid.data.prepare.archive import Source, open_source
+from reid.data.prepare.bad import unreadable
 from reid.data.prepare.known import ALIASES, DATASETS, find_raw
 from reid.data.prepare.plan import Plan, assert_sound, table
 from reid.data.prepare.split import plan_own
@@ -75,8 +76,12 @@ def prepare_own(name: str, images: own.OwnImages, dataset_path: str | Path, link
         return read_dataset(folder)
     with nullcontext() if images.is_list else open_source(images.source) as opened:
         rows, ignored, source = own.read(images, opened)
+        bad = unreadable(source, [row.name for row in rows], images.skip_bad)
+        rows = [row for row in rows if row.name not in bad]
         plan, words = plan_own(rows, images.test_share, images.seed)
         plan.ignored = ignored
+        if bad:
+            plan.dropped["images that cannot be read (listed above)"] = len(bad)
         logger.info(words)
         return make(folder, plan, source, link)
 

@@ -27,6 +27,7 @@ class OwnImages:
     template: str = ""
     test_share: float = 0.5
     seed: int = 0
+    skip_bad: bool = False  # leave out images that cannot be decoded
 
     def __post_init__(self):
         if not 0 < self.test_share < 1:
