@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from reid.data.check import Finding, Names, camera_shares, check_lists, with_cameras
+from reid.data.check import Finding, Names, camera_shares, check_lists
 from reid.data.check_files import Decoded, Examined, check_images, described
 from reid.data.messages import indented
 from reid.data.prepare import folder_of
@@ -60,7 +60,7 @@ def as_text(found: Tables) -> str:
 def rests_on(dataset: Dataset) -> str:
     """How much of the test rests on one camera, or "" without cameras."""
     shares = camera_shares(dataset)
-    if shares is None or not with_cameras(dataset):
+    if shares is None or not dataset.has_cameras:
         return ""
     (query, n), (match, m) = shares
     names = Names.of(dataset)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from reid.data.labels import Labels
-from reid.data.prepare.split import NO_CAMERAS
 from reid.data.published import ENLARGED, differences
 from reid.data.records import Dataset
 
@@ -99,16 +98,11 @@ def pairs(dataset: Dataset) -> Iterator[Finding]:
     what = ""
     if max(images.values()) == 1:
         what = "has two images, so training never sees two different images of one person"
-    elif max(map(len, cameras.values())) == 1 and with_cameras(dataset):
+    elif max(map(len, cameras.values())) == 1 and dataset.has_cameras:
         what = "is seen by two cameras, so training does not learn to match across cameras"
     if what:
         what = f"none of the {len(images):,} training identities {what}"
         yield Finding("warning", "pairs", f"{dataset.folder}: {what}; move such identities from the test to training")
-
-
-def with_cameras(dataset: Dataset) -> bool:
-    """Whether the user gave cameras. Without them camera 0 and 1 are made up."""
-    return NO_CAMERAS not in dataset.protocol
 
 
 def names(dataset: Dataset) -> Iterator[Finding]:
@@ -173,7 +167,7 @@ def camera_shares(dataset: Dataset) -> Shares | None:
 def one_camera(dataset: Dataset) -> Iterator[Finding]:
     """A test whose queries, or whose matches, are nearly all from one camera."""
     shares = camera_shares(dataset)
-    if shares is None or not with_cameras(dataset) or len(dataset.query) < FEW_QUERIES:
+    if shares is None or not dataset.has_cameras or len(dataset.query) < FEW_QUERIES:
         return
     named, cameras = Names.of(dataset), {image.camid for image in (*dataset.query, *dataset.gallery)}
     sides = [("queries", shares.query)]

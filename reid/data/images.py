@@ -15,8 +15,8 @@ from tqdm import tqdm
 from reid.data.folders import IMAGES, files_below, is_image, left_out
 from reid.data.labels import Labels
 from reid.data.loader import ImageStore, choose_cache, in_threads, pixels_of, read
-from reid.data.prepare.own import LISTS as TABLES
-from reid.data.prepare.own import rows_of_list
+from reid.data.prepare.lists import LISTS as TABLES
+from reid.data.prepare.lists import rows_of_list
 from reid.data.records import Image
 from reid.errors import InputError, MissingInput
 
@@ -93,7 +93,7 @@ def images_of(source: str) -> tuple[list[Found], list[str]]:
         return images_below(path)
     if path.is_file():
         if is_table(path):
-            return [Found(str(path.parent / r.name), r.pid, r.camera or UNKNOWN) for r in rows_of_list(path)], []
+            return [Found(str(path.parent / r.name), r.pid, r.camera or UNKNOWN) for r in rows_of_list(path).rows], []
         return (read_list(path) if path.suffix.lower() in LISTS else [Found(source)]), []
     if glob.has_magic(source):
         return images_matching(source)

@@ -27,6 +27,8 @@ class Dataset:
     protocol: name of the test lists, stored in every result.
     distractors: pids of the gallery for which there is no query.
     labels: the user's names of identities, cameras and images.
+    has_cameras: False if the source gave no cameras: the training images are all of camera 0,
+    and in the test each query counts as camera 0 and the gallery as camera 1.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Dataset:
     protocol: str
     distractors: frozenset[int]
     labels: Labels = field(default_factory=Labels)
+    has_cameras: bool = True
 
     @property
     def subsets(self) -> dict[str, list[Image]]:
@@ -69,11 +72,13 @@ class Dataset:
         rows = dict(self.subsets)
         if self.distractors:
             rows["  distractors"] = [i for i in self.gallery if i.pid in self.distractors]
-        lines = [f"{self.name}: {self.num_cameras} cameras, {self.protocol}"]
+        cameras = f"{self.num_cameras} cameras" if self.has_cameras else "no cameras"
+        lines = [f"{self.name}: {cameras}, {self.protocol}"]
         lines.append(f"{'':<13}{'identities':>11}{'images':>10}{'cameras':>9}")
         for title, images in rows.items():
-            pids, cameras = {i.pid for i in images}, {i.camid for i in images}
-            lines.append(f"{title:<13}{len(pids):>11,}{len(images):>10,}{len(cameras):>9}")
+            pids, camids = {i.pid for i in images}, {i.camid for i in images}
+            seen = str(len(camids)) if self.has_cameras else "-"
+            lines.append(f"{title:<13}{len(pids):>11,}{len(images):>10,}{seen:>9}")
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -111,4 +116,5 @@ def combine(datasets: Sequence[Dataset]) -> Dataset:
         protocol=" + ".join(dataset.protocol for dataset in datasets),
         distractors=frozenset(distractors),
         labels=Labels(identities, cameras),
+        has_cameras=all(dataset.has_cameras for dataset in datasets),
     )

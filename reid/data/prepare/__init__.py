@@ -2,10 +2,9 @@
 
 import logging
 import re
-from contextlib import nullcontext
 from pathlib import Path
 
-from reid.data.prepare import own
+from reid.data.prepare import again, own
 from reid.data.prepare.archive import Source, open_source
 from reid.data.prepare.bad import unreadable
 from reid.data.prepare.known import ALIASES, DATASETS, find_raw
@@ -52,49 +51,49 @@ def prepare(name: str, source: str | Path, dataset_path: str | Path, link: bool 
     """Makes dataset_path/name from an archive or folder, and logs its counts.
 
     link: link the images instead of copying them. A prepared dataset is not changed. Raises
-    InputError for a damaged or unsafe source, and for counts other than the published ones.
+    InputError for a damaged or unsafe source, for counts other than the published ones, and if
+    the dataset was prepared from other images.
     """
     folder = folder_of(name, dataset_path)
     if folder.name not in DATASETS:
         raise InputError(f"unknown dataset {name!r}; known are {', '.join(DATASETS)}, folder (your own images)")
-    if is_prepared(folder):
-        return read_dataset(folder)
     with open_source(source) as opened:
-        plan = DATASETS[folder.name].read(opened)
-        return make(folder, plan, opened, link)
+        raw = again.without_prepared(opened, folder)
+        plan = DATASETS[folder.name].read(raw)
+        plan.prepared = again.of_plan(raw, plan)
+        return make(folder, plan, raw, link)
 
 
 def prepare_own(name: str, images: own.OwnImages, dataset_path: str | Path, link: bool = False) -> Dataset:
     """Makes dataset_path/name from a user's own images, and logs how it understands them.
 
-    Raises InputError for names and entries that it cannot read.
+    A dataset that was prepared from the same is not changed. Raises InputError for names and
+    entries that it cannot read, and for a dataset that was prepared from something else.
     """
     folder = folder_of(name, dataset_path)
     if folder.name.lower() in (*DATASETS, "demo"):  # lower case: some file systems ignore case
         raise InputError(f"--name {name} is the name of a known dataset; choose another for your own images")
-    if is_prepared(folder):
-        return read_dataset(folder)
-    with nullcontext() if images.is_list else open_source(images.source) as opened:
-        rows, ignored, source = own.read(images, opened)
-        bad = unreadable(source, [row.name for row in rows], images.skip_bad)
-        rows = [row for row in rows if row.name not in bad]
-        plan, words = plan_own(rows, images.test_share, images.seed)
-        plan.ignored = ignored
+    with own.read(images, folder) as read:
+        bad = unreadable(read.source, [row.name for row in read.rows], images.skip_bad)
+        read.rows = [row for row in read.rows if row.name not in bad]
+        plan, words = plan_own(read.rows, images.drawing)
+        plan.prepared = own.description(images, read)
+        plan.ignored = read.ignored
+        plan.dropped += read.dropped
         if bad:
             plan.dropped["images that cannot be read (listed above)"] = len(bad)
         logger.info(words)
-        return make(folder, plan, source, link)
-
-
-def is_prepared(folder: Path) -> bool:
-    if (folder / "meta.json").exists():
-        logger.info(f"{folder} is already prepared; delete it to prepare it again")
-        return True
-    return False
+        return make(folder, plan, read.source, link)
 
 
 def make(folder: Path, plan: Plan, source: Source, link: bool) -> Dataset:
-    """Logs and checks the counts of a plan, then writes it as `folder`."""
+    """Logs and checks the counts of a plan, then writes it as `folder`.
+
+    A folder that was prepared from the same is read as it is.
+    """
+    if (folder / "meta.json").exists():
+        again.assert_same(folder, plan.prepared)
+        return read_dataset(folder)
     logger.info(table(folder.name, plan))
     assert_sound(folder.name, plan, source.path)
     if link and plan.place:

@@ -63,6 +63,7 @@ class Source:
     opener: Callable[[str], IO[bytes]]
     offsets: dict[str, int] = field(default_factory=dict)  # positions in an archive
     scratch: Path | None = None  # where members of an archive can be extracted; None for a folder
+    places: dict[str, Path] = field(default_factory=dict)  # files that are not at path / name
 
     @contextmanager
     def open(self, name: str) -> Iterator[Reader]:
@@ -78,7 +79,7 @@ class Source:
     def file(self, name: str) -> Path:
         """The path of a file. A member of an archive is extracted until the source is closed."""
         if self.scratch is None:
-            return self.path / name
+            return self.places.get(name, self.path / name)
         path = self.scratch / PurePosixPath(name).name
         try:
             self.place({name: [path]})
@@ -99,7 +100,7 @@ class Source:
             first, *others = wanted[name]
             if link:
                 for path in wanted[name]:
-                    link_or_copy(self.path / name, path)
+                    link_or_copy(self.file(name), path)
                 continue
             with self.open(name) as file, open(first, "wb") as out:
                 shutil.copyfileobj(file, out)
@@ -136,6 +137,20 @@ def open_source(path: str | Path) -> Iterator[Source]:
 
 def in_folder(folder: Path, sizes: dict[str, int]) -> Source:
     return Source(folder, sizes, lambda name: open(folder / name, "rb"))
+
+
+def joined(parts: dict[str, Path]) -> Source:
+    """The files of several folders, each as <its key in parts>/<name>."""
+    sizes: dict[str, int] = {}
+    places: dict[str, Path] = {}
+    for part, folder in parts.items():
+        if not folder.is_dir():
+            raise MissingInput(f"--{part} {folder} is not a folder; give the folder of its images")
+        for name, size in files_below(folder).items():
+            sizes[f"{part}/{name}"] = size
+            places[f"{part}/{name}"] = folder / name
+    above = next(iter(parts.values())).parent
+    return Source(above, sizes, lambda name: open(places[name], "rb"), places=places)
 
 
 class Member(NamedTuple):

@@ -6,8 +6,9 @@ from functools import partial
 from pathlib import Path
 
 from reid.data.prepare import cuhk03, market, msmt17
-from reid.data.prepare.archive import ARCHIVES, Source
-from reid.data.prepare.plan import Plan
+from reid.data.prepare.archive import ARCHIVES, Source, open_source
+from reid.data.prepare.plan import Plan, assert_sound
+from reid.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ def find_raw(name: str, dataset_path: Path) -> Path | None:
     """Raw data of a known dataset under dataset_path, or None.
 
     In this order: the folder of that name, a folder or an archive named after the dataset,
-    and for market1501, whose layout others share, any folder of that layout.
+    and for market1501, whose layout others share, any folder of that layout. People lay out
+    their own images like Market-1501, so a folder that the name alone does not settle must have
+    the published counts.
     """
     if name not in DATASETS or not dataset_path.is_dir():
         return None
@@ -65,4 +68,18 @@ def find_raw(name: str, dataset_path: Path) -> Path | None:
     archives = [p for p in named if p.is_file() and p.name.lower().endswith(ARCHIVES)]
     exact = [p for p in folders if p.name == name]
     others = folders if name == "market1501" else []
-    return next(iter([*exact, *(p for p in folders if p in named), *archives, *others]), None)
+    settled = [*exact, *(p for p in folders if p in named), *archives]
+    if len(settled) == 1:
+        return settled[0]
+    fitting = (p for p in [*settled, *others] if p in archives or has_published_counts(name, p))
+    return next(fitting, settled[0] if settled else None)
+
+
+def has_published_counts(name: str, folder: Path) -> bool:
+    """Whether a folder can be read as the known dataset, with its counts."""
+    try:
+        with open_source(folder) as source:
+            assert_sound(name, DATASETS[name].read(source), folder)
+    except InputError:
+        return False
+    return True

@@ -4,8 +4,10 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from reid.data.folders import left_out
+from reid.data.labels import Labels
 from reid.data.messages import shortened
 from reid.data.published import PUBLISHED, Counts, differences
 from reid.data.records import SUBSETS
@@ -37,6 +39,9 @@ class Plan:
     num_cameras: int
     dropped: Counter = field(default_factory=Counter)  # {reason: images}
     ignored: list[str] = field(default_factory=list)  # files that are not images
+    labels: Labels = field(default_factory=Labels)
+    has_cameras: bool = True  # False: camids do not come from the source
+    prepared: dict[str, Any] = field(default_factory=dict)  # what the dataset is made from
     extra: int = 0  # gallery images beyond the published ones
     note: str = ""  # what is special about the test lists; becomes part of the protocol
     place: Place | None = None  # for images that are not files of the source
@@ -71,8 +76,11 @@ def assert_sound(name: str, plan: Plan, source: Path) -> None:
     for number, split in enumerate(plan.splits):
         train = {plan.images[i][1] for i in split.trainval}
         test = {plan.images[i][1] for i in split.query + split.gallery}
-        if both := shortened(sorted(train & test)):
-            raise InputError(f"{source}: pids in both training and test: {both}; remove them from one")
+        if both := shortened([plan.labels.identity(pid) for pid in sorted(train & test)]):
+            raise InputError(
+                f"{source}: pids in both training and test: {both}; remove them from one, or rename them if they are "
+                "different identities"
+            )
         counts = plan.counts(number)
         pids, images = counts["gallery"]
         counts["gallery"] = (pids, images - plan.extra)

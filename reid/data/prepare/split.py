@@ -1,71 +1,147 @@
-"""Draws training and test sets from a user's own images."""
+"""Training and test sets of a user's own images: the given split, or a drawn one."""
 
 import random
 from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-from reid.data.messages import shortened
-from reid.data.prepare.own import Row
+from reid.data.messages import indented, shortened
+from reid.data.prepare.labelled import Labelled, labelled
 from reid.data.prepare.plan import ImageRow, Plan, Split
+from reid.data.prepare.rows import JUNK, Row
+from reid.data.prepare.subsets import KINDS
 from reid.errors import InputError
 
-JUNK = "-1"  # label of images that show no identity
-MOST_PID = 100_000  # smaller whole numbers are kept as pids; other labels are numbered
-ByCamera = dict[int, list[int]]  # {camera: rows of the images of one identity}
-NO_CAMERAS = "no cameras were given: each query counts as camera 0 and the gallery as camera 1"
+ByCamera = dict[int, list[int]]  # {camera: positions of the images of one identity}
+TEST_SHARE = 0.5
 
 
-def plan_own(rows: list[Row], test_share: float, seed: int) -> tuple[Plan, str]:
+@dataclass(frozen=True)
+class Drawing:
+    """How a split is made. test_share: None if the user gave none (TEST_SHARE).
+
+    test_only: there are no training images.
+    """
+
+    test_share: float | None = None
+    seed: int = 0
+    test_only: bool = False
+
+
+def plan_own(rows: list[Row], how: Drawing) -> tuple[Plan, str]:
     """The plan, and how the labels were understood, with three examples."""
     kept = [row for row in rows if row.pid != JUNK]
-    bare = [row.name for row in kept if row.camera is None]
-    if bare and len(bare) < len(kept):
+    used = [row for row in kept if not (how.test_only and row.subset in ("train", "val"))]
+    if not used:
+        raise InputError(f"none of the {len(rows):,} images can be used: all are junk (identity {JUNK}) or training")
+    data = labelled(used)
+    split, notes, remarks = draw_split(data, how) if "" in data.subsets else given_split(data, how)
+    images = data.images
+    if not data.with_cameras:
+        if both := shortened([images[i][0] for i in sorted({*split.query} & {*split.gallery})]):
+            raise InputError(f"images in both query and gallery: {both}; without cameras they would match themselves")
+        gallery = set(split.gallery)
+        images = [(name, pid, int(i in gallery)) for i, (name, pid, _) in enumerate(images)]
+    assert_matches(split, images, data)
+    plan = Plan(images, [split], len(data.labels.cameras), labels=data.labels)
+    plan.note = "; ".join(filter(None, [*notes, data.note]))
+    plan.has_cameras = data.with_cameras
+    for reason, count in ((f"junk (identity {JUNK})", len(rows) - len(kept)),
+                          ("training images (--test_only)", len(kept) - len(used))):  # fmt: skip
+        if count:
+            plan.dropped[reason] = count
+    return plan, "\n".join([understood(used, data), *remarks])
+
+
+def given_split(data: Labelled, how: Drawing) -> tuple[Split, list[str], list[str]]:
+    """(the user's split, notes for the protocol, remarks). A missing query list is drawn."""
+    given = {kind: data.subsets[kind] for kind in KINDS if kind in data.subsets}
+    seen = ", ".join(f"{kind} ({len(rows):,} images)" for kind, rows in given.items())
+    train = [*given.get("train", ()), *given.get("val", ())]
+    if how.test_share is not None:
+        raise InputError(f"the images have a split of their own: {seen}; leave out --test_share")
+    if not train and not how.test_only:
+        raise InputError(f"the split has no training images: {seen}; add train, or make a test set with --test_only")
+    tests = sorted({"query", "gallery", "test"} & given.keys())
+    notes, remarks = ["split as given"], []
+    if tests in (["gallery", "query"], ["query", "test"]):
+        split = Split(train, given["query"], given[next(kind for kind in tests if kind != "query")])
+    elif tests in (["gallery"], ["test"]):
+        query, gallery = draw_test(data, given[tests[0]], random.Random(how.seed))
+        split = Split(train, query, gallery)
+        notes.append(f"{len(query):,} queries drawn from {tests[0]} with seed {how.seed}")
+        remarks.append(f"no query images were given: {notes[-1]}; the other {len(gallery):,} are the gallery")
+    else:
         raise InputError(
-            f"{len(bare):,} of {len(kept):,} images have no camera, the first: {bare[0]}; give all of them one, or none"
+            f"the split cannot be used: {seen}. A test needs query and gallery (or query and test), or one of gallery "
+            "and test, from which queries are drawn; rename the subsets. To draw a test from the training images, "
+            "give only their folder as --source"
         )
-    pids = numbered({row.pid for row in kept}, keep=True)
-    cameras = numbered({row.camera for row in kept if row.camera is not None}, keep=False)
-    images = [(row.name, pids[row.pid], cameras.get(row.camera or "", 0)) for row in kept]
-    split = draw_split(images, bool(cameras), test_share, seed)
-    note = f"split drawn with seed {seed}"
-    if not cameras:
-        note += f"; {NO_CAMERAS}"
-        for i in split.gallery:
-            images[i] = (*images[i][:2], 1)
-    plan = Plan(images, [split], len(cameras) or 2, note=note)
-    if len(kept) < len(rows):
-        plan.dropped["junk (identity -1)"] = len(rows) - len(kept)
-    return plan, understood(kept, pids, cameras)
+    if data.held_out:
+        remarks.append(
+            f"val joins the training set; its {data.held_out:,} identities are the last ones: --train_set train "
+            f"--num_val {data.held_out} holds them out"
+        )
+    elif "val" in given:
+        remarks.append("val joins the training set; its identities are those of train")
+    return split, notes, remarks
 
 
-def draw_split(images: list[ImageRow], with_cameras: bool, test_share: float, seed: int) -> Split:
-    """The test gets about test_share of the identities, drawn from those with a possible match.
+def draw_split(data: Labelled, how: Drawing) -> tuple[Split, list[str], list[str]]:
+    """(a drawn split, notes for the protocol, remarks).
 
-    Each camera with two images of a test identity gives one query, so every query has a
-    match from another camera in the gallery.
+    The test gets test_share of the identities with a possible match, and training the others.
+    Identities without a match go to training if they have several images of one camera; those
+    with one image join the gallery as distractors.
     """
-    places: dict[int, ByCamera] = defaultdict(lambda: defaultdict(list))
-    for i, (_, pid, camid) in enumerate(images):
-        places[pid][camid].append(i)
-    able = [pid for pid in sorted(places) if len(places[pid] if with_cameras else places[pid][0]) > 1]
-    count = min(max(round(test_share * len(places)), 1), len(able), len(places) - 2)
+    rng = random.Random(how.seed)
+    everything = data.subsets[""]
+    if len(data.subsets) > 1:
+        raise InputError(f"{len(everything):,} images have no subset, but others have; give all of them one, or none")
+    if how.test_only:
+        query, gallery = draw_test(data, everything, rng)
+        return Split([], query, gallery), [f"test set only; queries drawn with seed {how.seed}"], []
+    places = by_identity(data, everything)
+    able = [pid for pid, by_camera in places.items() if matchable(by_camera, data)]
+    single = [pid for pid, by_camera in places.items() if sum(map(len, by_camera.values())) == 1]
+    share = TEST_SHARE if how.test_share is None else how.test_share
+    count = min(max(round(share * len(able)), 1), len(able) - 1, len(places) - len(single) - 2)
     if count < 1:
-        what = "cameras" if with_cameras else "files"
-        hint = "; without cameras (no camid, no {cam}) two images are a match" if with_cameras else ""
+        hint = "; without cameras (no camid, no {cam}) two images are a match" if data.with_cameras else ""
         raise InputError(
-            f"{len(places)} identities, {len(able)} of them with images from two {what}: too few for training "
-            f"and test, which need 3 identities, one of them with a match{hint}"
+            f"{len(places)} identities, {len(able)} of them with images from two {data.differ}: too few for training "
+            f"and test, which need 3 identities with two images, two of them with a match{hint}"
         )
-    rng = random.Random(seed)
-    test, split = set(rng.sample(able, count)), Split()
-    for pid, by_camera in sorted(places.items()):
-        everything = sorted(i for rows in by_camera.values() for i in rows)
-        if pid in test:
-            queries = draw_queries(by_camera, rng)
-            split.query += queries
-            split.gallery += [i for i in everything if i not in queries]
-        else:
-            split.trainval += everything
-    return split
+    test = set(rng.sample(able, count))
+    split = Split()
+    for pid, by_camera in places.items():
+        queries = draw_queries(by_camera, rng) if pid in test else []
+        split.query += queries
+        rows = split.gallery if pid in test or pid in single else split.trainval
+        rows += [i for i in sorted(flat(by_camera)) if i not in queries]
+    remarks = [
+        f"drawn with seed {how.seed}: {count:,} of {len(able):,} identities with images from two {data.differ} are "
+        "the test, the others are for training"
+    ]
+    if single:
+        remarks.append(f"{len(single):,} identities with one image join the gallery as distractors")
+    if alone := len(places) - len(able) - len(single):
+        remarks.append(f"{alone:,} identities with images from one {data.differ[:-1]} are for training only")
+    return split, [f"split drawn with seed {how.seed}"], remarks
+
+
+def draw_test(data: Labelled, rows: list[int], rng: random.Random) -> tuple[list[int], list[int]]:
+    """(query, gallery) from the rows of a test. Identities without a match are distractors."""
+    query: set[int] = set()
+    for by_camera in by_identity(data, rows).values():
+        if matchable(by_camera, data):
+            query.update(draw_queries(by_camera, rng))
+    if not query:
+        raise InputError(
+            f"no identity of the test has images from two {data.differ}, so no query can be drawn from "
+            f"{len(rows):,} images"
+        )
+    return [i for i in rows if i in query], [i for i in rows if i not in query]
 
 
 def draw_queries(by_camera: ByCamera, rng: random.Random) -> list[int]:
@@ -74,21 +150,51 @@ def draw_queries(by_camera: ByCamera, rng: random.Random) -> list[int]:
     return [rng.choice(rows) for rows in several or [rng.choice(list(by_camera.values()))]]
 
 
-def numbered(labels: set[str], keep: bool) -> dict[str, int]:
-    """A number for each label, in order. keep: small whole numbers are used as they are."""
-    whole = all(label.isdecimal() for label in labels)
-    if whole and keep and max(map(int, labels), default=0) < MOST_PID:
-        return {label: int(label) for label in labels}
-    values = {label: int(label) if whole else label for label in labels}
-    order = {value: n for n, value in enumerate(sorted(set(values.values())))}
-    return {label: order[value] for label, value in values.items()}
+def by_identity(data: Labelled, rows: Iterable[int]) -> dict[int, ByCamera]:
+    """{pid: {camera: rows}}, sorted by pid."""
+    places: dict[int, ByCamera] = defaultdict(lambda: defaultdict(list))
+    for i in sorted(rows):
+        _, pid, camid = data.images[i]
+        places[pid][camid].append(i)
+    return dict(sorted(places.items()))
 
 
-def understood(rows: list[Row], pids: dict[str, int], cameras: dict[str, int]) -> str:
-    names = sorted(cameras, key=cameras.__getitem__)
-    what = f"{len(names)} cameras ({shortened(names, 8)})" if cameras else NO_CAMERAS
-    lines = [f"understood: {len(rows):,} images of {len(set(pids.values())):,} identities; {what}"]
-    for name, pid, camera in (rows[0], rows[len(rows) // 2], rows[-1]):
-        seen = "" if camera is None else f", camera {camera!r} = {cameras[camera]}"
-        lines.append(f"  {name} -> identity {pid!r} = pid {pids[pid]}{seen}")
+def matchable(by_camera: ByCamera, data: Labelled) -> bool:
+    """Whether an identity has images of two cameras; without cameras, two images."""
+    return len(by_camera if data.with_cameras else flat(by_camera)) > 1
+
+
+def flat(by_camera: ByCamera) -> list[int]:
+    return [i for rows in by_camera.values() for i in rows]
+
+
+def assert_matches(split: Split, images: list[ImageRow], data: Labelled) -> None:
+    """Raises InputError if no query has a gallery image of its identity from another camera."""
+    cameras: dict[int, set[int]] = defaultdict(set)
+    for i in split.gallery:
+        cameras[images[i][1]].add(images[i][2])
+    if any(cameras[images[i][1]] - {images[i][2]} for i in split.query):
+        return
+    some = [f"{images[i][0]}: identity {data.labels.identity(images[i][1])!r}" for i in split.query]
+    others = shortened([repr(data.labels.identity(pid)) for pid in sorted(cameras)], 8)
+    raise InputError(
+        f"none of the {len(some):,} queries has a gallery image of its identity"
+        f"{f' ({data.differ} must differ)' if data.with_cameras else ''}; the gallery has {others}. "
+        f"Were identities and cameras read correctly?{indented(some, 3)}"
+    )
+
+
+def understood(rows: list[Row], data: Labelled) -> str:
+    labels = data.labels
+    pids = {pid: None for _, pid, _ in data.images}
+    what = data.note
+    if data.differ == "cameras":
+        what = f"{len(labels.cameras)} cameras ({shortened(labels.cameras, 8)})"
+    lines = [f"understood: {len(data.images):,} images of {len(pids):,} identities; {what}"]
+    numbers = {name: (pid, camid) for name, pid, camid in data.images}
+    for row in (rows[0], rows[len(rows) // 2], rows[-1]):
+        pid, camid = numbers[row.name]
+        seen = f", camera {labels.camera(camid)!r} = {camid}" if data.with_cameras else ""
+        subset = f", {row.subset}" if row.subset else ""
+        lines.append(f"  {row.name} -> identity {row.pid!r} = pid {pid}{seen}{subset}")
     return "\n".join(lines)

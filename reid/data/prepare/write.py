@@ -44,6 +44,11 @@ def write(name: str, plan: Plan, folder: Path, place: Place) -> None:
         meta["distractors"] = sorted(set(splits[0]["gallery"]) - set(splits[0]["query"]))
     if plan.note:
         meta["note"] = plan.note
+    if not plan.has_cameras:
+        meta["has_cameras"] = False
+    if plan.labels.identities:
+        meta["labels"] = {"identities": list(plan.labels.identities), "cameras": list(plan.labels.cameras)}
+    meta["prepared"] = plan.prepared
     meta["identities"] = identities
     meta["sources"] = {row[0]: image[0] for row, image in zip(rows, plan.images, strict=True)}
     for file, content in (("splits.json", splits), ("test.json", tests), ("meta.json", meta)):

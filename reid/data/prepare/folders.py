@@ -1,0 +1,135 @@
+"""Rows of the images of a folder or archive: by folders, by a template, or by the names of Market-1501."""
+
+from collections import defaultdict
+from pathlib import PurePosixPath
+
+from reid.data.folders import IMAGES, is_image, left_out
+from reid.data.messages import indented, shortened
+from reid.data.prepare import market
+from reid.data.prepare.archive import Source
+from reid.data.prepare.rows import JUNK, Row, Rows
+from reid.data.prepare.subsets import SEEN, Place, locate, subset_of
+from reid.data.prepare.template import as_template, common_depth, read_names
+from reid.errors import InputError
+
+LAYOUTS = ("market",)
+
+
+def rows_of_folders(source: Source, template: str = "", layout: str = "", nested: bool = True) -> Rows:
+    """The images of a source, with the labels of their paths.
+
+    template: matched against the file name, or against the path if it contains '/'; without
+    one the folder of an image is its identity. layout: "market" for names of Market-1501.
+    Folders named after a subset give the subset, unless the template has {subset}; nested:
+    whether one of them can be inside another. Raises InputError for what is not understood.
+    """
+    names = [name for name in source.sizes if is_image(name)]
+    others = [name for name in source.sizes if not is_image(name)]
+    if not names:
+        found = f"; found {left_out(others)}" if others else ""
+        raise InputError(f"{source.path} has no images ({', '.join(IMAGES)}){found}")
+    result = Rows([], source, others)
+    form = as_template(template) if template else None
+    if form and form.with_subset:
+        paths = {name: PurePosixPath(name) for name in names}
+        result.rows = [with_subset(row) for row in read_names(form, paths, str(source.path))]
+    else:
+        places, result.dropped = locate(source, names, nested)
+        if layout:
+            rows = market_rows(source, places)
+        elif form:
+            rows = []
+            for subset, some in by_subset(places).items():
+                paths = {name: place.below for name, place in some.items()}
+                rows += read_names(form, paths, f"{source.path}{f' ({subset})' if subset else ''}")
+        else:
+            rows = identity_folders(source, places)
+        result.rows = [row._replace(subset=places[row.name].subset or None) for row in rows]
+    if wrong := sorted({row.pid for row in result.rows if subset_of(row.pid)}):
+        raise InputError(
+            f"{source.path}: identities {shortened(wrong)} have the name of a subset, which is never an identity; "
+            "use {subset} in --template, or rename them"
+        )
+    return result
+
+
+def with_subset(row: Row) -> Row:
+    """The row with the usual name of its subset."""
+    if subset := subset_of(row.subset or ""):
+        return row._replace(subset=subset)
+    raise InputError(f"{row.name}: {{subset}} is {row.subset!r}; expected {SEEN}")
+
+
+def identity_folders(source: Source, places: dict[str, Place]) -> list[Row]:
+    """One folder per identity. Folders that are around all images are left out."""
+    flat = [name for name, place in places.items() if len(place.below.parts) == 1]
+    if flat:
+        raise InputError(f"{source.path}: {len(flat):,} images are in no folder of an identity{hint(flat)}")
+    around: dict[str, tuple[str, ...]] = {}  # folders between the subset and the identities
+    for subset, some in by_subset(places).items():
+        paths = [place.below for place in some.values()]
+        most = max(len(path.parts) for path in paths) - 2
+        around[subset] = paths[0].parts[: min(most, common_depth(paths))]
+    between = {folders for folders in around.values() if folders}
+    strange = {
+        name
+        for name, place in places.items()
+        if len(between) > 1 or len(place.below.parts) != len(around[place.subset]) + 2
+    }
+    if strange:
+        raise unclear(source, places)
+    return [Row(name, place.below.parts[-2]) for name, place in places.items()]
+
+
+def by_subset(places: dict[str, Place]) -> dict[str, dict[str, Place]]:
+    """The places of each subset."""
+    subsets: dict[str, dict[str, Place]] = defaultdict(dict)
+    for name, place in places.items():
+        subsets[place.subset][name] = place
+    return subsets
+
+
+def hint(flat: list[str]) -> str:
+    if all(market.NAME.fullmatch(PurePosixPath(name).name) for name in flat):
+        return "; their names are those of Market-1501: use --layout market" + indented(flat, 3)
+    return "; expected <identity>/<image>, or give --template, for example '{pid}_c{cam}_{}.jpg'" + indented(flat)
+
+
+def unclear(source: Source, places: dict[str, Place]) -> InputError:
+    """The error for several levels of folders, with the names of each level."""
+    levels: dict[tuple[str, int], set[str]] = defaultdict(set)
+    for place in places.values():
+        for level, folder in enumerate(place.below.parts[:-1], 1):
+            levels[place.subset, level].add(folder)
+    lines = [
+        f"{subset + ', ' if subset else ''}level {level}: {shortened(sorted(names), 8)}"
+        for (subset, level), names in levels.items()
+    ]
+    return InputError(
+        f"{source.path}: there are several levels of folders, so it is not clear which is the identity; give a "
+        "template for them, for example --template '{cam}/{pid}/{}' or '{pid}/{}/{}'; "
+        f"found:{indented(lines)}"
+    )
+
+
+def market_rows(source: Source, places: dict[str, Place]) -> list[Row]:
+    """Rows of names like 0002_c1s1_000451_03.jpg. -1 is junk, and 0000 in the gallery a distractor."""
+    if not any(place.subset for place in places.values()):
+        raise market.missing_part(source, "subset folder", [*market.FOLDERS.values(), "or train, query, gallery"])
+    rows, unreadable, zeros = [], [], []
+    for name, place in places.items():
+        match = market.NAME.fullmatch(place.below.name)
+        if match is None or int(match[1]) < market.JUNK:
+            unreadable.append(name)
+            continue
+        if int(match[1]) == 0 and place.subset in ("train", "val", "query"):
+            zeros.append(name)
+        rows.append(Row(name, JUNK if int(match[1]) == market.JUNK else match[1], match[2]))
+    market.refuse_unreadable(source, unreadable, "{pid}_c{camera}_... (--layout market)")
+    if zeros:
+        raise InputError(
+            f"{source.path}: {len(zeros):,} training or query images have pid 0000, which in Market-1501 is a "
+            "distractor of the gallery; give this person another number, or use --template "
+            f"'{{pid}}_c{{cam:1}}{{}}' instead of --layout market:{indented(zeros, 3)}"
+        )
+    return rows
