@@ -1,4 +1,4 @@
-"""Errors that a command reports in one line. Any other exception is a bug in this project."""
+"""Errors that a command reports without a traceback. Any other exception is a bug in this project."""
 
 
 class InputError(Exception):

@@ -42,7 +42,7 @@ def main(arguments) -> int:
     if asked.report:
         from reid.report import figures
 
-        with figures.styled():  # fails before the long work
+        with figures.styled():  # raises before the long work
             pass
     if asked.features:
         if asked.pretrained_weights_dir:

@@ -78,7 +78,7 @@ def from_images(a, path: Path, gallery: Gallery | None) -> tuple[Fingerprint, En
     images = find_images(a.images)
     extractor = open_extractor(a)
     mark = fingerprint(extractor)
-    if gallery is not None:  # fails before the long work
+    if gallery is not None:  # check before the long work
         gallery.refuse_other(mark)
         check_names([beside(i.path, path) for i in images], gallery.labels()[0])
     found = read_images(images, extractor.size, extractor.num_workers, extractor.device, a.skip_bad)

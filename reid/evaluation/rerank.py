@@ -74,7 +74,7 @@ def neighbours(images: np.ndarray, k: int, metric: str, device, limit: int) -> t
 def encode(images, near: np.ndarray, largest: np.ndarray, metric: str, k1: int) -> sparse.csr_array:
     """(N, N): row i has exp(-distance / largest), scaled to the sum 1, at i's reciprocal neighbours.
 
-    The k1 / 2 reciprocal neighbours of a neighbour are added if more than two thirds of them are also i's.
+    The k1 / 2 reciprocal neighbours of a neighbour are added if more than 2/3 of them are neighbours of i.
     """
     reciprocal = mutual(near)
     half = mutual(near[:, : int(np.around(k1 / 2)) + 1])

@@ -58,7 +58,7 @@ class FeaturesWriter:
         return False
 
     def write(self, features: np.ndarray, done: int, attrs: dict[str, Any]) -> None:
-        """Writes rows (n, F) from number `done` on. Raises InputError if the disk is full."""
+        """Writes rows (n, F) from number `done` on. Raises InputError if writing fails."""
         with writing(self.path):
             if not done:
                 attrs = {"record": json.dumps(self.record.to_json()), **attrs}

@@ -70,8 +70,8 @@ def extract_file(
 
     load(start) returns batches of uint8 images, from number `start` on. images: {"query": [...], "gallery": [...]}, in
     this order. attrs: further attributes of the file. A later call with the same images and record continues an
-    interrupted file, and reuses a complete one. Only rank 0 writes, and only there the path, the digests in
-    `record` and attrs are used.
+    interrupted file, and reuses a complete one. Only rank 0 writes; the other
+    ranks ignore the path, the digests in `record` and attrs.
     """
     flip, precision = record.flip, record.precision
     assert flip is not None and precision is not None, "an extraction knows its flip and precision"

@@ -2,8 +2,8 @@
 
 onnx: uint8 RGB images (N, H, W, 3) of the model's size -> descriptors (N, S x D) of unit length, any N. The caller
 resizes (bilinear with antialias, as Pillow and torchvision's v2 do), because no ONNX operator equals Pillow's uint8
-filter. safetensors, pth: the tensors with configuration, classes and digest,
-which every command here reads like weights.pth; --half makes a small file for sharing.
+filter. safetensors, pth: the tensors with configuration, classes and digest, which every command here reads like
+weights.pth; --half makes a small file for sharing.
 """
 
 import warnings
