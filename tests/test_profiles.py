@@ -73,7 +73,7 @@ def test_flags_repeat_a_configuration(name, model):
     ({"profile": "softmax", "model": "pcb"}, "--profile softmax is a recipe of --model strong_baseline, not of pcb"),
     ({"profile": "original", "model": "pcb"}, "--profile original is a recipe of --model rrid, not of pcb"),
     ({"model": "pcb", "relation": "none"}, "--relation belongs to --model rrid, not to pcb"),
-    ({"model": "baseline", "stripes": (6,)}, "--stripes 6: --model baseline takes no stripe count(s)"),
+    ({"model": "baseline", "stripes": (6,)}, "--stripes 6: --model baseline takes no stripe count"),
     ({"model": "pcb", "stripes": (6, 4)}, "--stripes 6 4: --model pcb takes 1"),
     ({"neck": "bnneck"}, "--neck belongs to --model strong_baseline"),
     ({"last_stride": 2}, "--last_stride belongs to --model baseline or strong_baseline, not to rrid"),

@@ -123,9 +123,9 @@ def test_summaries_of_other_settings_and_bands(evaluated, run):
     (["--split", 3], "splits.json has 3 entries, so --split 3 does not exist; use 0 to 2, or all"),
     (["--split", 0, 7], "splits.json has 3 entries, so --split 7 does not exist"),
     (["--split", "all", 1], "--split all 1: give distinct numbers of entries of splits.json, or all"),
-    (["--split", -1], "--split -1: give numbers"),
-    (["--split", 1, 1], "--split 1 1: give numbers"),
-    (["--split", "x"], "--split x: give numbers"),
+    (["--split", -1], "--split -1: give distinct numbers"),
+    (["--split", 1, 1], "--split 1 1: give distinct numbers"),
+    (["--split", "x"], "--split x: give distinct numbers"),
 ])  # fmt: skip
 def test_splits_that_are_not_there(evaluated, run, flags, message):
     assert message in evaluated(*flags, code=2).stderr

@@ -127,7 +127,7 @@ def test_extract_refusals(weights, images, tmp_path, script):
         (weights, images[0], "folder.h5", "expected a file name"),
         (cut, images[0], "f.h5", "cut short"),
         (other, images[0], "f.h5", "weights neither"),
-        (tmp_path / "none.pth", images[0], "f.h5", "not there"),
+        (tmp_path / "none.pth", images[0], "f.h5", "does not exist"),
     ]
     for file, source, out, said in cases:
         done = run_reid(script, "extract", "--weights", file, "--images", source, "--out", tmp_path / out)

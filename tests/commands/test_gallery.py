@@ -84,7 +84,7 @@ def test_the_commands(weights, tiny, tmp_path, script, monkeypatch):
         (["create", g, "--weights", weights, "--images", images[0]], "already exists"),
         (["create", tmp_path / "h.h5", "--weights", weights], "either"),
         (["add", g, "--features", weights], "not a features.h5"),
-        (["info", tmp_path / "none.h5"], "not there"),
+        (["info", tmp_path / "none.h5"], "does not exist"),
         (["remove", g], "--names"),
     ]:
         refused = run(*command)
