@@ -32,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add(f"--{part}", metavar="DIR", help=f"folder of the {part} images, instead of --source")
     add(
         "--template",
-        help="form of the image names, for example '{pid}_c{cam}_{}.jpg' or '{pid:4}{cam:3}.png', with {pid}, {cam}, "
-        "{seq}, {subset}, {} for any text, and widths; with '/' it is matched against the path (default: one folder "
-        "per identity)",
+        help="pattern of the image names, for example '{pid}_c{cam}_{}.jpg' or '{pid:4}{cam:3}.png', with {pid}, "
+        "{cam}, {seq}, {subset}, {} for any text, and widths; with '/' it is matched against the path (default: one "
+        "folder per identity)",
     )
     add("--layout", choices=LAYOUTS, help="market: subset folders with names of Market-1501 (0002_c1s1_000451_03.jpg)")
     add("--test_only", action="store_true", default=None, help="make a test set without training images")
