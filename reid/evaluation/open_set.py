@@ -21,8 +21,8 @@ Distances = Callable[[np.ndarray, np.ndarray], Iterator[Block]]  # query, galler
 class Pairwise(NamedTuple):
     """Distances over all kept pairs, ascending.
 
-    same: of pairs of one identity. tail, tail_query: of wrong pairs below `bound`, and their query rows. sample: of wrong
-    pairs at regular places. n_within: wrong pairs up to `bound`. n_different: (Q,) wrong pairs of each query.
+    same: of pairs of one identity. tail, tail_query: of wrong pairs below `bound`, and their query rows. sample: of
+    wrong pairs at regular places. n_within: wrong pairs up to `bound`. n_different: (Q,) wrong pairs of each query.
     """
 
     same: np.ndarray
@@ -89,8 +89,9 @@ def open_set(
 
     A pair is accepted when its distance is <= the threshold: the largest float32 at which at most FPR x wrong pairs
     are accepted, ties counted. It is never negative: where more wrong pairs than that have distance 0, it is 0, the
-    rate of true accepts is 0, and `n_equal` is the number of these wrong pairs. Exact up to FPR 1e-2; beyond, the ROC is computed from a sample of wrong pairs.
-    Raises InputError for an fpr outside 0 .. 1e-2, or without a wrong pair.
+    rate of true accepts is 0, and `n_equal` is the number of these wrong pairs. Exact up to FPR 1e-2; beyond, the
+    ROC is computed from a sample of wrong pairs. Raises InputError for an fpr outside 0 .. 1e-2, or without a wrong
+    pair.
     """
     if not 0 < fpr <= max(FPRS):
         raise InputError(f"--fpr {fpr}: give a rate of false accepts above 0, at most {max(FPRS)}")

@@ -71,9 +71,9 @@ def extract_file(
     """Writes a features file while it extracts, with the flip and precision of `record`.
 
     load(start) gives batches of uint8 images from number `start` on. images: {"query": [...], "gallery": [...]}, in
-    this order. labels: the user's names, sources by path. attrs: further attributes of the file. A later call with the same images and record continues an
-    interrupted file, and reuses a complete one. Only rank 0 writes; the path, the digests in `record` and attrs are
-    used there alone.
+    this order. labels: the user's names, sources by path. attrs: further attributes of the file. A later
+    call with the same images and record continues an interrupted file, and reuses a complete one. Only rank 0 writes;
+    the path, the digests in `record`, labels and attrs are used there alone.
     """
     flip, precision = record.flip, record.precision
     assert flip is not None and precision is not None, "unknown only in other systems' records"

@@ -87,5 +87,7 @@ class Extraction:
 def labels_by_path(dataset: Dataset) -> Labels:
     """The labels of a dataset, with the sources of its test images by path."""
     labels, folder = dataset.labels, dataset.folder / "images"
-    files = {image.path: Path(image.path).relative_to(folder).as_posix() for image in (*dataset.query, *dataset.gallery)}
+    files = {
+        image.path: Path(image.path).relative_to(folder).as_posix() for image in (*dataset.query, *dataset.gallery)
+    }
     return replace(labels, sources={path: labels.source(file) for path, file in files.items()})
