@@ -144,14 +144,14 @@ class Result:
         """Writes result.json, and queries.csv with one line per query: QUERY_COLUMNS, then LABEL_COLUMNS if given."""
         write_json(folder / "result.json", self.to_json())
         r, query, labels = self.ranking, self.features.query, self.features.labels
-        camids = [""] * r.n_query if query.camids is None else query.camids
+        camids: Any = [""] * r.n_query if query.camids is None else query.camids
         columns = [query.names, query.pids, camids, r.matches, r.first_match, self.ap, r.inp]
-        titles = QUERY_COLUMNS
+        titles: tuple[str, ...] = QUERY_COLUMNS
         if labels.given:
             titles += LABEL_COLUMNS
             columns.append([labels.source(name) for name in query.names])
             columns.append([labels.identity(pid) for pid in query.pids])
-            columns.append(["" if camid == "" else labels.camera(camid) for camid in camids])
+            columns.append(["" if query.camids is None else labels.camera(camid) for camid in camids])
         path = folder / "queries.csv"
         with atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as f:
             out = csv.writer(f)

@@ -68,7 +68,7 @@ class Fonts:
         first = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
         fonts = cls.of(texts, first)
         names = ["DejaVu Sans"]
-        for file in fonts.files[1:]:
+        for file in filter(None, fonts.files[1:]):
             fontManager.addfont(file)
             names.append(fontManager.ttflist[-1].name)
         matplotlib.rcParams["font.family"] = names
@@ -122,7 +122,7 @@ def candidates() -> Sequence[Path]:
             found.append(Path(folder) / PACKAGED)
     for name in SYSTEM:
         try:
-            found.append(Path(ImageFont.truetype(name, SIZE).path))
+            found.append(Path(str(ImageFont.truetype(name, SIZE).path)))
         except (OSError, ImportError):
             continue
     return found

@@ -131,7 +131,7 @@ def maps_section(folder: Path, run: Path, names: Sequence[str], files: dict[str,
 
     own = {labels.source(name): path for name, path in files.items()}
     shots, bands = energy_maps(run / "weights.pth", names, own | files)
-    shots = [(labels.source(name), *shot) for name, *shot in shots]
+    shots = [(labels.source(name), image, energy) for name, image, energy in shots]
     fonts = Fonts.for_figures([name for name, *_ in shots])
     picture = figures.activation_maps(folder, shots, bands, fonts)
     return Section("maps", "Where the network looks", html.figures([picture], captions=True))

@@ -51,8 +51,9 @@ def test_search_equals_a_sort_of_all_distances(chunk, dtype, tmp_path, monkeypat
             np.testing.assert_allclose(near, distances[row, order[row]], atol=1e-6)  # the same up to rounding
             np.testing.assert_allclose(answers.distances, near, atol=1e-6)
             assert answers.names == [e.names[i] for i in answers.rows]
-            assert answers.pids.tolist() == e.pids[answers.rows].tolist()
-            assert answers.camids.tolist() == e.camids[answers.rows].tolist()
+            assert answers.identities == [str(pid) for pid in e.pids[answers.rows]]
+            assert answers.cameras == [str(camid) for camid in e.camids[answers.rows]]
+            assert answers.sources == answers.names
     for answers in gallery.search(e.features[:5].astype(dtype), 2):
         assert answers.rows[1] == answers.rows[0] + 50
     limit = float(np.median(distances[0]))
@@ -68,14 +69,14 @@ def test_add_and_remove_equal_lists(tmp_path):
         gallery.add(MARK, new)
         rows |= dict(zip(new.names, new.features))
         gone = set(rng.sample(sorted(rows), min(len(rows), rng.randrange(3))))
-        assert gallery.remove(lambda names, _, gone=gone: np.array([n in gone for n in names], bool)) == len(gone)
+        assert gallery.remove(lambda known, gone=gone: np.array([n in gone for n in known.names], bool)) == len(gone)
         rows = {n: f for n, f in rows.items() if n not in gone}
-        features, names, pids, camids = content(gallery)
+        features, names, *_ = content(gallery)
         assert names == list(rows) and len(gallery) == len(rows)
         np.testing.assert_array_equal(features, np.array([*rows.values()]).reshape(-1, 8))
-        numbers = np.array([int(n[:-4]) for n in names], int)
-        assert pids.tolist() == (numbers // 2).tolist() and camids.tolist() == (numbers % 2).tolist()
-    gallery.remove(lambda names, _: np.ones(len(names), bool))
+        numbers = [int(n[:-4]) for n in names]
+        assert gallery.listing() == (names, [str(n // 2) for n in numbers], [str(n % 2) for n in numbers])
+    gallery.remove(lambda known: np.ones(len(known.names), bool))
     assert len(gallery) == 0 and gallery.search(entries(2).features, 3)[0].names == []
     gallery.add(MARK, entries(3))
     assert len(gallery) == 3
@@ -174,7 +175,7 @@ def test_removal_needs_little_memory(tmp_path, monkeypatch):
     gallery = Gallery.create(tmp_path / "g.h5", MARK, entries(40_000, width=64))
     tracemalloc.start()
     try:
-        gallery.remove(lambda names, pids: (pids > 0) & (pids < pids[-1]))
+        gallery.remove(lambda known: np.array([i not in ("0", "19999") for i in known.identities]))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
