@@ -100,7 +100,10 @@ def create(path: Path, attrs: dict[str, Any], labels: dict[str, Any], shape: tup
 
 
 def header(attrs: dict[str, Any], labels: dict[str, Any], shape: tuple[int, int], dtype="float32") -> bytes:
-    """The bytes of a features file before its rows. labels: lists of strings or integer arrays, by name."""
+    """The bytes of a features file before its rows. labels: lists of strings or integer arrays, by name.
+
+    Beyond 6 parts in one group HDF5 may put the group's table after the rows, so further ones need a group.
+    """
     memory = BytesIO()
     with h5py.File(memory, "w") as f:
         for name, values in labels.items():
@@ -151,20 +154,21 @@ def has_labels(path: Path, labels: dict[str, Any]) -> bool:
 def label_rows(labels: Labels, names: Sequence[str]) -> dict[str, list[str]]:
     """The user's names as parts of a features file, for images with these names; empty where none are given.
 
-    identities: by pid. cameras: by camid. sources: of each image.
+    labels/identities: by pid. labels/cameras: by camid. labels/sources: of each image.
     """
     if not labels.given:
         return {}
     sources = [labels.source(name) for name in names]
-    return {"identities": [*labels.identities], "cameras": [*labels.cameras], "sources": sources}
+    parts = {"identities": [*labels.identities], "cameras": [*labels.cameras], "sources": sources}
+    return {f"labels/{part}": values for part, values in parts.items()}
 
 
 def read_labels(path: Path) -> Labels:
     """The inverse of label_rows, for a features file."""
     with h5py.File(path, "r") as f:
-        if "sources" not in f:
+        if "labels" not in f:
             return Labels()
-        parts = ("identities", "cameras", "sources", "names")
+        parts = ("labels/identities", "labels/cameras", "labels/sources", "names")
         identities, cameras, sources, names = (f[part].asstr()[:].tolist() for part in parts)
         return Labels(identities, cameras, dict(zip(names, sources)))
 

@@ -1,9 +1,9 @@
 """A gallery: one HDF5 file of descriptors that can be searched.
 
 features (M, F) float32 or float16 of unit length, names (paths relative to the gallery's folder with forward slashes,
-each once), pids and camids (-1 where unknown). identities and cameras: the label of each pid and camid, as text.
-sources (M,): the user's own names of the images, where they differ. attrs: the fingerprint (SHA-256 of the weights,
-input size, flip). Format 1, which is still read, has no labels: its numbers are the labels.
+each once), pids and camids (-1 where unknown). labels/identities and labels/cameras: the label of each pid and camid,
+as text. labels/sources (M,): the user's own names of the images, where they differ. attrs: the fingerprint (SHA-256
+of the weights, input size, flip). Format 1, which is still read, has no labels: its numbers are the labels.
 
 A change writes a new file beside the old one and replaces it under a lock. So a killed process leaves the old state or
 the new one, never a mixture.
@@ -27,6 +27,7 @@ from reid.files import atomic_file, locked, writing
 
 FORMAT = 2
 READABLE = (1, 2)
+IDENTITIES, CAMERAS, SOURCES = "labels/identities", "labels/cameras", "labels/sources"
 COLUMNS = ("features", "names", "pids", "camids")  # of equal length
 
 
@@ -172,9 +173,9 @@ class Gallery:
                 keys, rows = np.take_along_axis(keys, order, 1), np.take_along_axis(rows, order, 1)
             wanted, places = np.unique(rows, return_inverse=True)
             names = f["names"].asstr()[wanted]
-            identities = labels_at(f, "identities", f["pids"][wanted])
-            cameras = labels_at(f, "cameras", f["camids"][wanted])
-            sources = f["sources"].asstr()[wanted] if "sources" in f else names
+            identities = labels_at(f, IDENTITIES, f["pids"][wanted])
+            cameras = labels_at(f, CAMERAS, f["camids"][wanted])
+            sources = f[SOURCES].asstr()[wanted] if SOURCES in f else names
         columns = [np.asarray(column, object) for column in (names, identities, cameras, sources)]
         distances = np.maximum(2 + 2 * keys, 0)
         answers = []
@@ -217,8 +218,8 @@ def stored(f: h5py.File) -> Entries:
     names = f["names"].asstr()[:].tolist()
     labels = Labels()
     if f.attrs["gallery"] > 1:
-        identities, cameras = (f[part].asstr()[:].tolist() for part in ("identities", "cameras"))
-        sources = f["sources"].asstr()[:].tolist() if "sources" in f else []
+        identities, cameras = (f[part].asstr()[:].tolist() for part in (IDENTITIES, CAMERAS))
+        sources = f[SOURCES].asstr()[:].tolist() if SOURCES in f else []
         labels = Labels(identities, cameras, dict(zip(names, sources)))
     return Entries(f["features"], names, f["pids"][:], f["camids"][:], labels)
 
@@ -230,7 +231,7 @@ def texts(numbers: np.ndarray, labels: Sequence[str]) -> list[str]:
 
 
 def labels_at(f: h5py.File, part: str, numbers: np.ndarray) -> list[str]:
-    """`texts` of a few numbers, which reads only their labels. part: identities or cameras."""
+    """`texts` of a few numbers, which reads only their labels. part: IDENTITIES or CAMERAS."""
     if f.attrs["gallery"] == 1:
         return texts(numbers, [])
     found = np.unique(numbers[numbers >= 0])
@@ -300,12 +301,12 @@ def fill(path: Path, mark: Fingerprint, parts: Sequence[tuple[Entries, np.ndarra
         "names": [name for part, kept in parts for name, keep in zip(part.names, kept) if keep],
         "pids": pids,
         "camids": camids,
-        "identities": identities,
-        "cameras": cameras,
+        IDENTITIES: identities,
+        CAMERAS: cameras,
     }
     sources = {name: source for part, _ in parts for name, source in part.labels.sources.items() if name != source}
     if sources:
-        columns["sources"] = [sources.get(name, name) for name in columns["names"]]
+        columns[SOURCES] = [sources.get(name, name) for name in columns["names"]]
     step = rows_at_once(width)
     with open(path, "wb") as f:
         f.write(header({"gallery": FORMAT, **mark._asdict()}, columns, (total, width), dtype))

@@ -35,7 +35,8 @@ def draw_answers(queries: Sequence[str], found: Sequence[Answers], root: Path) -
     rows = []
     for query, answers in zip(queries, found):
         tiles = [Tile(pixels(query), ("query", Path(query).name))]
-        for i, (distance, name, *known, source) in enumerate(zip(*answers[1:]), 1):
+        for i, (distance, name, identity, camera, source) in enumerate(zip(*answers[1:]), 1):
+            known = (named("identity", identity), named("camera", camera))
             texts = (f"{i}: {distance:.3f}", *filter(None, known), Path(source).name)
             tiles.append(Tile(pixels(str(root / name)), texts))
         rows.append(tiles)
@@ -44,6 +45,11 @@ def draw_answers(queries: Sequence[str], found: Sequence[Answers], root: Path) -
     if drawn and missing == len(drawn):
         raise InputError(f"none of the images of the answers is in {root}; give their folder with --root")
     return draw(rows), missing
+
+
+def named(kind: str, label: str) -> str:
+    """A label, with what it is the label of where it is only a number."""
+    return f"{kind} {label}" if label.isdecimal() else label
 
 
 def pixels(path: str) -> np.ndarray | None:

@@ -277,7 +277,8 @@ def identities(folder: Path, features: Features, ap: np.ndarray, fonts: Fonts, c
     points = left[:, :2] * size[:2]
     share = size**2 / (size**2).sum()
     [axes] = new_axes(5.6, 4)
-    label: dict[str, Any] = {"fontsize": 9, "fontweight": "bold", "ha": "center", "va": "bottom"}
+    label: dict[str, Any] = {"fontsize": 9, "ha": "center", "va": "bottom"}
+    label["fontweight"] = "bold" if len(fonts.files) == 1 else "normal"  # fonts of many scripts have no bold here
     label["bbox"] = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5}
     for i, pid in enumerate(chosen):
         own = points[who == pid]

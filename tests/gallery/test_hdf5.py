@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from reid.data.labels import Labels
 from reid.errors import InputError, MissingInput
 from reid.files import locked
 from reid.gallery import hdf5 as module
@@ -31,7 +32,8 @@ def entries(count, width=8, seed=0, first=0) -> Entries:
 
 def content(gallery: Gallery):
     with gallery.open() as f:  # all of one state: another process may change the file between two openings
-        return f["features"][:], f["names"].asstr()[:].tolist(), f["pids"][:], f["camids"][:]
+        identities = f["labels/identities"].asstr()[:].astype(int)  # of these tests: numbers as text
+        return f["features"][:], f["names"].asstr()[:].tolist(), identities[f["pids"][:]], f["camids"][:]
 
 
 @pytest.mark.parametrize("chunk", [1, 100, 1 << 24])
@@ -80,6 +82,48 @@ def test_add_and_remove_equal_lists(tmp_path):
     assert len(gallery) == 0 and gallery.search(entries(2).features, 3)[0].names == []
     gallery.add(MARK, entries(3))
     assert len(gallery) == 3
+
+
+def test_labels_are_text_and_join(tmp_path):
+    """Pids are numbers of one source; the gallery goes by labels, which are kept as they are."""
+    first = entries(4)._replace(labels=Labels(["anna", " anna", "7"], ["Camera 012", "gate"], {"0.jpg": "IMG 1.jpg"}))
+    first = first._replace(pids=np.array([0, 1, 2, -1]))
+    gallery = Gallery.create(tmp_path / "g.h5", MARK, first)
+    second = entries(3, seed=1, first=10)._replace(pids=np.array([7, 0, 1]), labels=Labels(["李雷", "anna"]))
+    gallery.add(MARK, second._replace(camids=np.array([-1, 5, 0])))
+    names = [*first.names, *second.names]
+    identities, cameras = ["anna", " anna", "7", "", "7", "李雷", "anna"], ["Camera 012", "gate"] * 2 + ["", "5", "0"]
+    assert gallery.listing() == (names, identities, cameras)
+    with gallery.open() as f:
+        assert f.attrs["gallery"] == 2 and set(f["labels/identities"].asstr()[:]) == {"anna", " anna", "7", "李雷"}
+    (found,) = gallery.search(first.features[:1], 7)
+    assert [identities[i] for i in found.rows] == found.identities
+    assert [cameras[i] for i in found.rows] == found.cameras
+    assert dict(zip(found.names, found.sources)) == {name: name for name in names} | {"0.jpg": "IMG 1.jpg"}
+    assert gallery.remove(lambda known: np.array([identity == "anna" for identity in known.identities])) == 2
+    assert gallery.listing().identities == [" anna", "7", "", "7", "李雷"]
+    assert "0.jpg" not in gallery.names()
+
+
+def test_format_1_is_read_and_becomes_format_2(tmp_path):
+    """Its numbers are the labels."""
+    e = entries(6)
+    with h5py.File(tmp_path / "g.h5", "w") as f:
+        f.create_dataset("names", data=e.names, dtype=h5py.string_dtype())
+        f["pids"], f["camids"], f["features"] = np.array([5, 5, 9, -1, 9, 2]), e.camids, e.features
+        f.attrs.update({"gallery": 1, **MARK._asdict()})
+    gallery = Gallery(tmp_path / "g.h5")
+    assert gallery.listing().identities == ["5", "5", "9", "", "9", "2"]
+    assert gallery.search(e.features[3:4], 1)[0].identities == [""]
+    assert gallery.search(e.features[2:3], 1)[0].identities == ["9"]
+    gallery.add(MARK, entries(1, seed=1, first=9)._replace(pids=np.array([0]), labels=Labels(["5"])))
+    assert gallery.listing().identities == ["5", "5", "9", "", "9", "2", "5"]
+    with gallery.open() as f:
+        assert f.attrs["gallery"] == 2
+    with h5py.File(gallery.path, "r+") as f:
+        f.attrs["gallery"] = 3
+    with pytest.raises(InputError, match="not a gallery"):
+        Gallery(gallery.path)
 
 
 def test_unsound_entries_are_refused_whole(tmp_path):
