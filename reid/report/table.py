@@ -229,13 +229,13 @@ def labels_of(rows: list[Scored]) -> dict[tuple[Config | str, Record], str]:
 
     The precision is named where the rows differ in it, a digest where two tests would have one label.
     """
-    several = len({row.record.precision for row in rows}) > 1
+    several = len({row.record.precision for row in rows} - {None}) > 1
     labels: dict[tuple[Config | str, Record], str] = {}
     images: dict[str, set] = {}
     for row in rows:
         test = row.test
         parts = [test.dataset or "unknown", *words(test, as_trained(row))]
-        parts += [f"precision-{test.precision}"] if several else []
+        parts += [f"precision-{test.precision}"] if several and test.precision else []
         label = labels[row.model, test] = " ".join(parts)
         images.setdefault(label, set()).add((test.fingerprint, test.content))
     return {key: f"{label} {key[1].digest[:8]}" if len(images[label]) > 1 else label for key, label in labels.items()}

@@ -63,6 +63,7 @@ def test_features_and_results_have_labels(zoo):
     cameras = json.loads((folder / "result.json").read_text(encoding="utf-8"))["cameras"]
     assert {(row["query_camera"], row["gallery_camera"]) for row in cameras} == {tuple(CAMERAS), tuple(CAMERAS[::-1])}
     assert "Camera 012" in str(evaluate(features, camera_pairs=True))
+    assert main(["compare", str(folder), str(folder / "queries.csv")]) == 0  # reads a queries.csv with labels
 
 
 def test_rank_lists_are_files(zoo):
