@@ -103,10 +103,10 @@ def cut(text: str, font, width: int, most: int) -> list[str]:
 
 
 def kind_of(path: Path) -> str:
-    """Pillow's name of a picture's format. Raises InputError for one that is not written here."""
+    """Pillow's name of a picture's format. Raises InputError for an unsupported one."""
     kind = PILImage.registered_extensions().get(path.suffix.lower())
     if kind not in ("PNG", "JPEG", "WEBP"):
-        raise InputError(f"--picture {path}: expected a name that ends in .png, .jpg or .webp")
+        raise InputError(f"--picture {path}: expected a name ending in .png, .jpg or .webp")
     return kind
 
 
@@ -116,6 +116,6 @@ def save_picture(picture: PILImage.Image, path: Path) -> None:
             picture.save(temporary, kind_of(path))
         except ValueError as e:  # WebP and JPEG have a largest width
             raise InputError(
-                f"{path}: a picture of {picture.width} x {picture.height} pixels is not possible there "
+                f"{path}: a picture of {picture.width} x {picture.height} pixels cannot be saved "
                 f"({e}); use .png, or a smaller --top"
             ) from e

@@ -22,7 +22,7 @@ from reid.report import slots
 
 RIGHT, WRONG, JUNK = 0, 1, 2
 KINDS = ("right", "wrong", "junk")
-MOST_QUERIES = 4000  # in a page; evenly spaced ones of more
+MOST_QUERIES = 4000  # in a page; if there are more, evenly spaced ones
 WIDEST = 3  # times as wide as high: a wider thumbnail is less high
 MANY_IMAGES = 24_000  # thumbnails are smaller from this number on
 STEPS = 255  # of a slot's share, relative to the largest share of its pair

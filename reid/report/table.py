@@ -1,7 +1,7 @@
 """Results as one table, in Markdown and CSV: means over the seeds of runs, with published numbers beside them.
 
 Evaluations of files that are in no run, of weights or of features, have rows of their own. Runs that were scored with
-covered bands have a second table: what each loses when a band of the queries is covered.
+covered bands have a second table: the mAP that each loses if a band is covered.
 """
 
 import csv
@@ -52,7 +52,7 @@ class Scored:
 
     @property
     def model(self) -> Config | str:
-        """The configuration without its seed and without fields that change no number; of a file its digest."""
+        """The configuration without its seed and without fields that do not affect results; of a file its digest."""
         if self.config is None:
             return self.record.weights or self.record.features or str(self.folder)
         usual = Config()
@@ -70,7 +70,7 @@ class Scored:
 
 
 def read_runs(paths: Iterable[Path]) -> tuple[list[Scored], list[str]]:
-    """(a row for each result under the paths, why other runs and results have none).
+    """(a row for each result under the paths, why other runs and results are left out).
 
     A second run of the same configuration and seed is left out: it is not another seed. Raises MissingInput where
     there is neither a run nor a result.
@@ -82,7 +82,7 @@ def read_runs(paths: Iterable[Path]) -> tuple[list[Scored], list[str]]:
         alone = [p for p in sorted(path.rglob("result.json")) if not in_run(p)] if path.is_dir() else []
         if not folders and not alone:
             raise MissingInput(
-                f"{path} holds no run (a folder with config.json) and no result of a file; give a run folder or one "
+                f"{path} has no run (a folder with config.json) and no result of a file; give a run folder or one "
                 "above it"
             )
         for found, problems in (*map(read_run, folders), read_alone(alone)):
@@ -207,7 +207,7 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def as_trained(row: Scored) -> Record:
-    """What goes without saying about a row's test."""
+    """The settings that a row's label omits: those of the training, and default scoring."""
     c, precision = row.config or row.record, row.record.precision
     split = row.config.split if row.config else 0
     return Record(split=split, h=c.h, w=c.w, flip=True, precision=precision, covered=0, scoring=USUAL)
@@ -253,7 +253,7 @@ def published_for(row: Scored) -> list:
 
 
 def changed_fields(configs: set[Config]) -> dict[Config, str]:
-    """What differs from profile and recipe, without what all have in common; the profile's name when nothing does."""
+    """The fields that differ from profile and recipe, except those common to all; the profile's name if none differ."""
     changes = {c: c.changes(profile(c.profile, c.model)) for c in configs}
     common = set.intersection(*(set(c.items()) for c in changes.values())) if len(changes) > 1 else set()
     names = {}
@@ -287,7 +287,7 @@ def as_cell(value: Any) -> str:
 
 def check_csv(path: Path) -> None:
     if path.suffix != ".csv" or path.is_dir():
-        raise InputError(f"--csv {path}: expected a file's name that ends in .csv")
+        raise InputError(f"--csv {path}: expected a file name ending in .csv")
 
 
 def write_csv(lines: list[Line], path: Path) -> None:

@@ -55,4 +55,4 @@ def test_damaged_and_absent_results(logs, tmp_path, capsys):
     assert "not in the table: " in out and "eval-other" in out and "| theirs |" in out
     (tmp_path / "empty").mkdir()
     assert main(["table", str(tmp_path / "empty")]) == 2
-    assert "holds no run" in capsys.readouterr().err
+    assert "has no run" in capsys.readouterr().err
