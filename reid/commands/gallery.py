@@ -1,6 +1,9 @@
 """python -m reid gallery create|add|remove|search|info: descriptors that can be searched."""
 
+import csv
+import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +11,21 @@ import numpy as np
 from reid.commands.extract import open_extractor
 from reid.commands.flags import add_flags, add_images_flags, given_flags
 from reid.data.images import find_images, read_images
+from reid.data.labels import Labels
 from reid.data.loader import in_order
 from reid.errors import InputError, MissingInput
 from reid.evaluation.record import read_record
-from reid.evaluation.store import read_h5
-from reid.gallery.hdf5 import Entries, Fingerprint, Gallery, check_names
+from reid.evaluation.store import read_h5, read_labels
+from reid.files import atomic_file, writing
+from reid.gallery.hdf5 import Answers, Entries, Fingerprint, Gallery, Listing, check_names
 from reid.gallery.picture import draw_answers, kind_of, save_picture
 from reid.inference.describe import extract
 from reid.inference.extractor import Extractor
+
+logger = logging.getLogger(__name__)
+
+CSV_COLUMNS = ("query", "rank", "gallery", "distance", "identity", "camera", "source")
+LOOKED_AT = 1000  # entries whose images are looked for
 
 
 def add_arguments(parser) -> None:
@@ -32,6 +42,7 @@ def add_arguments(parser) -> None:
         sub.add_argument(
             "--features", dest="features_file", help="read the gallery of a .h5 written by extract or evaluate.py"
         )
+        sub.add_argument("--root", help="folder of the images that --features names (default: as the file says)")
         if name == "create":
             sub.add_argument(
                 "--dtype", choices=("float32", "float16"), default="float32", help="store this type (default float32)"
@@ -39,12 +50,13 @@ def add_arguments(parser) -> None:
         add_flags(sub, "gallery")
     sub = action("remove", "remove entries by name or by identity")
     sub.add_argument("--names", nargs="+", default=[], help="remove these names, as search prints them")
-    sub.add_argument("--pids", nargs="+", type=int, default=[], help="remove the entries of these identities")
+    sub.add_argument("--pids", nargs="+", default=[], help="remove the entries of these identities, by their labels")
     sub = action("search", "find the nearest entries of one or more images")
     sub.add_argument("--images", required=True, nargs="+", help="search for these images")
     sub.add_argument("--top", type=int, default=10, metavar="N", help="list at most N answers (default 10)")
     sub.add_argument("--threshold", type=float, default=np.inf, help="largest squared distance, as in evaluate.py")
     sub.add_argument("--picture", metavar="FILE", help="draw queries and answers (.png, .jpg)")
+    sub.add_argument("--csv", metavar="FILE", help="also write the answers as CSV")
     sub.add_argument("--root", help="look for the entries' images here (default: the gallery's folder)")
     sub.add_argument("--no_flip", action="store_true", help="do not average with mirror images")
     add_flags(sub, "gallery", needs_weights=True)
@@ -64,7 +76,9 @@ def put(a) -> int:
     weights = given_flags(a).get("pretrained_weights_dir")
     if bool(a.features_file) == bool(a.images) or bool(a.images) != bool(weights):
         raise InputError("give either --weights and --images, or --features")
-    mark, entries = from_features(Path(a.features_file), path) if a.features_file else from_images(a, path, gallery)
+    if a.root and not a.features_file:
+        raise InputError("--root is for --features: images that are read are found already")
+    mark, entries = from_features(a, path) if a.features_file else from_images(a, path, gallery)
     if gallery is None:
         gallery = Gallery.create(path, mark, entries, a.dtype)
     else:
@@ -80,7 +94,7 @@ def from_images(a, path: Path, gallery: Gallery | None) -> tuple[Fingerprint, En
     mark = fingerprint(extractor)
     if gallery is not None:  # check before the long work
         gallery.refuse_other(mark)
-        check_names([beside(i.path, path) for i in images], gallery.labels()[0])
+        check_names([beside(i.path, path) for i in images], gallery.names())
     found = read_images(images, extractor.size, extractor.num_workers, extractor.device, a.skip_bad)
     batches = found.store.batches(in_order(len(found.images), extractor.batch_size))
     total, device = len(found.images), extractor.device
@@ -99,36 +113,47 @@ def fingerprint(extractor: Extractor) -> Fingerprint:
     return Fingerprint(extractor.sha256, f"{extractor.size[0]}x{extractor.size[1]}", extractor.flip)
 
 
-def from_features(path: Path, target: Path) -> tuple[Fingerprint, Entries]:
+def from_features(a, target: Path) -> tuple[Fingerprint, Entries]:
     """The gallery side of a features.h5, for the gallery `target`. Raises MissingInput, InputError."""
+    path = Path(a.features_file)
     if not path.is_file():
         raise MissingInput(f"features file {path} does not exist; python -m reid extract writes one")
     try:
         sides, attrs = read_h5(path)
-        record = read_record(path)
+        record, labels = read_record(path), read_labels(path)
         if record.weights is None:
             raise ValueError("its weights are unknown")
         mark = Fingerprint(record.weights, f"{record.h}x{record.w}", bool(record.flip))
     except (OSError, KeyError, ValueError, TypeError) as e:
         raise InputError(f"{path} is damaged, or not a features.h5 of this project: {e}; extract it again") from e
     features, pids, camids, names = sides["gallery"]
-    if folder := attrs.get("folder"):  # extract writes it; evaluate.py's names are relative to a dataset
+    original = [labels.source(name) for name in names]
+    if folder := a.root or attrs.get("folder"):  # extract writes it; evaluate.py's names are relative to a dataset
         names = [beside(os.path.join(folder, name), target) for name in names]
-    return mark, Entries(features, names, pids, np.full(len(names), -1) if camids is None else camids)
+    if not any((target.parent / name).is_file() for name in names[:LOOKED_AT]):
+        if a.root:
+            raise InputError(f"--root {a.root}: the images of {path} are not there, as {os.path.basename(names[0])}")
+        place = f"datasets/{record.dataset}/images" if record.dataset else "FOLDER"
+        logger.warning(f"the images of {path} are not found, so search --picture cannot show them; add --root {place}")
+    if labels.given:
+        labels = Labels(labels.identities, labels.cameras, dict(zip(names, original)))
+    camids = np.full(len(names), -1) if camids is None else camids
+    return mark, Entries(features, names, pids, camids, labels)
 
 
 def remove(a) -> int:
     if not a.names and not a.pids:
         raise InputError("give --names or --pids of the entries to remove")
-    if min(a.pids, default=0) < 0:
-        raise InputError(f"--pids {min(a.pids)}: entries without identity have none; remove them by --names")
+    if "-1" in a.pids:
+        raise InputError("--pids -1: entries without identity have none; remove them by --names")
     gallery = Gallery(a.gallery)
+    names, identities = set(a.names), set(a.pids)
 
-    def chosen(names: list[str], pids: np.ndarray) -> np.ndarray:
-        absent = [str(x) for x in [*set(a.names) - set(names), *set(a.pids) - set(pids.tolist())]]
-        if absent:
+    def chosen(listing: Listing) -> np.ndarray:
+        if absent := [*names - set(listing.names), *identities - set(listing.identities)]:
             raise InputError(f"{gallery.path} has no {', '.join(sorted(absent))}; nothing was removed")
-        return np.isin(pids, a.pids) | np.array([n in a.names for n in names], bool)
+        rows = zip(listing.names, listing.identities)
+        return np.array([name in names or identity in identities for name, identity in rows], bool)
 
     print(f"{gallery.remove(chosen)} removed; {gallery.path} has {len(gallery)} entries")
     return 0
@@ -146,28 +171,56 @@ def search(a) -> int:
     gallery.refuse_other(fingerprint(extractor))
     found = gallery.search(extractor(a.images), a.top, a.threshold)
     for image, answers in zip(a.images, found):
-        print(f"{image}\n{'rank':>6}{'distance':>10}{'pid':>8}{'camid':>7}  name")
-        for i, (distance, name, pid, camid) in enumerate(zip(*answers[1:]), 1):
-            known = ["-" if x < 0 else x for x in (pid, camid)]
-            print(f"{i:>6}{distance:>10.4f}{known[0]:>8}{known[1]:>7}  {name if name.isprintable() else repr(name)}")
+        print(f"{image}\n{as_text(answers)}")
         if not answers.names:
             print(f"  no entry within {a.threshold:g}")
+    if a.csv:
+        write_csv(Path(a.csv), a.images, found)
     if a.picture:
         root = Path(a.root) if a.root else gallery.path.parent
-        save_picture(draw_answers(a.images, found, root), Path(a.picture))
+        picture, missing = draw_answers(a.images, found, root)
+        save_picture(picture, Path(a.picture))
+        if missing:
+            logger.warning(f"{missing} images of the answers are not in {root} and are grey; --root names their folder")
         print(f"picture in {a.picture}")
     return 0
 
 
+def as_text(answers: Answers) -> str:
+    """A line for each answer. The user's own name of an image follows its path where they differ."""
+    rows = [("rank", "distance", "identity", "camera", "name")]
+    for i, (distance, name, identity, camera, source) in enumerate(zip(*answers[1:]), 1):
+        own = f"  ({printable(source)})" if source != name else ""
+        known = (printable(identity) or "-", printable(camera) or "-")
+        rows.append((str(i), f"{distance:.4f}", *known, printable(name) + own))
+    widths = [max(least, *(2 + len(row[i]) for row in rows)) for i, least in enumerate((6, 10, 8, 7))]
+    lines = ("".join(f"{cell:>{width}}" for cell, width in zip(row, widths)) + f"  {row[-1]}" for row in rows)
+    return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    return text if text.isprintable() else repr(text)
+
+
+def write_csv(path: Path, queries: Sequence[str], found: Sequence[Answers]) -> None:
+    """Writes CSV_COLUMNS with a line for each answer. Raises InputError."""
+    with writing(path), atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as f:
+        out = csv.writer(f)
+        out.writerow(CSV_COLUMNS)
+        for query, answers in zip(queries, found):
+            for i, (distance, name, identity, camera, source) in enumerate(zip(*answers[1:]), 1):
+                out.writerow((query, i, name, f"{distance:.6g}", identity, camera, source))
+
+
 def info(a) -> int:
     gallery = Gallery(a.gallery)
-    names, pids, camids = gallery.labels()
+    names, identities, cameras = gallery.listing()
     with gallery.open() as f:
         dtype = f["features"].dtype
     rows = {
         "entries": f"{len(names):,}",
-        "identities known": f"{len(set(pids[pids >= 0].tolist())):,}",
-        "cameras known": len(set(camids[camids >= 0].tolist())),
+        "identities known": f"{len(set(identities) - {''}):,}",
+        "cameras known": len(set(cameras) - {""}),
         "features": f"{gallery.width} {dtype}",
         "file": f"{gallery.path.stat().st_size / 2**20:,.1f} MiB",
         "weights SHA-256": gallery.fingerprint.weights,

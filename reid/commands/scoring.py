@@ -11,6 +11,7 @@ from reid.commands.evaluate import Request
 from reid.config import Config
 from reid.data.prepare import folder_of, open_dataset
 from reid.data.read import read_json
+from reid.data.shapes import warn_of_shape
 from reid.device import find_hardware, resolve_precision, set_up
 from reid.errors import InputError
 from reid.evaluation import splits
@@ -124,6 +125,9 @@ class Evaluation:
         """Scores the wanted splits of a dataset, and the mean of several."""
         first, numbers = self.extraction.here.first, self.splits_of(name, wanted)
         base = evaluation_folder(self.weights, self.config.exp_dir, name)
+        if first:
+            test = open_dataset(name, self.config.dataset_path, numbers[0]).query
+            warn_of_shape(test, self.extraction.h, self.extraction.w)
         with locked(base) if first else nullcontext():  # only one process at a time chooses folders
             bands = [self.score_split(name, number, base) for number in numbers]
             for scored in zip(*bands) if first and len(numbers) > 1 else ():

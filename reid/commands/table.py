@@ -8,7 +8,9 @@ from reid.report.table import COLUMNS, COVERED_COLUMNS, Scored, covered, markdow
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="run folders, or folders of them (logs/market1501)")
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH", help="runs, evaluations, or folders of them (logs/market1501)"
+    )
     parser.add_argument("--csv", metavar="FILE", help="also write a CSV with full precision")
     parser.add_argument("--figure", metavar="PNG", help="draw mAP by covered band for runs scored with --occlude")
 
@@ -31,7 +33,7 @@ def show(rows: list[Scored], left_out: list[str], csv_file: str | None) -> None:
     if whole:
         print(markdown(whole, COLUMNS))
     if bands:
-        print("\nmAP with one sixth of each query image covered, 1 the head, 6 the feet:\n")
+        print("\nmAP with one sixth of each query image covered, 1 at the top, 6 at the bottom:\n")
         print(markdown(bands, COVERED_COLUMNS))
     for reason in left_out:
         print(f"not in the table: {reason}")

@@ -16,6 +16,11 @@ class Labels:
     cameras: Sequence[str] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def given(self) -> bool:
+        """Whether identities or cameras have names of their own."""
+        return bool(self.identities or self.cameras)
+
     def identity(self, pid: int) -> str:
         return named(self.identities, pid)
 

@@ -32,7 +32,7 @@ def read_queries(path: Path) -> QueryScores:
     queries = {}
     with open(source, newline="", encoding="utf-8", errors="replace") as f:
         rows = csv.DictReader(f)
-        if tuple(rows.fieldnames or ()) != QUERY_COLUMNS:
+        if tuple(rows.fieldnames or ())[: len(QUERY_COLUMNS)] != QUERY_COLUMNS:
             columns = ",".join(QUERY_COLUMNS)
             raise InputError(f"{source} is not a queries.csv of an evaluation: its first line is not {columns}")
         for row in rows:

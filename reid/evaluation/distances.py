@@ -86,6 +86,11 @@ def squared_lengths(features):
     return np.concatenate(parts) if isinstance(features, np.ndarray) else torch.cat(parts)
 
 
+def of_unit_length(features: np.ndarray) -> bool:
+    """Whether all rows have length 1, up to the rounding of float16."""
+    return bool((abs(squared_lengths(features) - 1) < UNIT_TOLERANCE).all())
+
+
 def products(q, g, out) -> None:
     """out = q g', in full float32 independent of the precision that the process has set."""
     if isinstance(q, np.ndarray):

@@ -3,17 +3,18 @@
 import os
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 
+from reid.data.labels import Labels
 from reid.errors import InputError, MissingInput
 from reid.evaluation.foreign import read_mat, read_npz
 from reid.evaluation.record import UNKNOWN, Record, read_record
-from reid.evaluation.store import ROWS, read_h5
+from reid.evaluation.store import ROWS, read_h5, read_labels
 from reid.files import sha256
 
 # what h5py, NumPy and SciPy raise for damaged files
@@ -47,12 +48,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Features:
-    """A test's features. attrs: slots (S, D) and bands (S, 2), where known. record: what made the features."""
+    """A test's features.
+
+    attrs: slots (S, D) and bands (S, 2), where known. record: what made the features. labels: the user's names,
+    sources by the names of the images.
+    """
 
     query: Part
     gallery: Part
     attrs: dict[str, Any]
     record: Record = UNKNOWN
+    labels: Labels = field(default_factory=Labels)
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
@@ -80,6 +86,7 @@ def read_features(path: str | Path) -> Features:
         raise MissingInput(f"features file {path} does not exist; evaluate.py writes one")
     try:
         sides, attrs = readers[path.suffix](path)
+        labels = read_labels(path) if path.suffix == ".h5" else Labels()
     except KeyError as e:
         raise InputError(f"{path}: {e.args[0]}; is it a features file?") from e
     except UNREADABLE as e:
@@ -94,7 +101,7 @@ def read_features(path: str | Path) -> Features:
         gallery = gallery.where(gallery.pids != -1)
     record = record_of(path, attrs)
     attrs.pop("record", None)
-    return Features(query, gallery, attrs, record)
+    return Features(query, gallery, attrs, record, labels)
 
 
 def record_of(path: Path, attrs: dict[str, Any]) -> Record:

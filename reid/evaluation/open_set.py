@@ -21,8 +21,9 @@ Distances = Callable[[np.ndarray, np.ndarray], Iterator[Block]]  # query, galler
 class Pairwise(NamedTuple):
     """Distances over all kept pairs, ascending.
 
-    same: pairs of one person. tail, tail_query: wrong pairs below `bound`, and their query rows. sample: wrong pairs at
-    regular positions. n_within: number of wrong pairs up to `bound`. n_different: (Q,) number of wrong pairs per query.
+    same: pairs of one identity. tail, tail_query: wrong pairs below `bound`, and their query rows. sample: wrong pairs
+    at regular positions. n_within: number of wrong pairs up to `bound`. n_different: (Q,) number of wrong pairs per
+    query.
     """
 
     same: np.ndarray
@@ -38,10 +39,21 @@ class Pairwise(NamedTuple):
         return int(self.n_different.sum())
 
     def threshold(self, rate: float) -> float:
-        """The largest float32 at which at most this rate of the wrong pairs is accepted."""
-        allowed = int(rate * self.total)
+        """The largest float32 at which at most this rate of the wrong pairs is accepted.
+
+        Below 0 where more of them have distance 0.
+        """
+        allowed = self.allowed(rate)
         beyond = self.tail[allowed] if allowed < len(self.tail) else np.float32(self.bound)
         return float(np.nextafter(beyond, np.float32(-np.inf)))
+
+    def allowed(self, rate: float) -> int:
+        return int(rate * self.total)
+
+    @property
+    def n_equal(self) -> int:
+        """Wrong pairs at distance 0, or below it by rounding."""
+        return int(np.searchsorted(self.tail, np.float32(0), "right"))
 
     def accepted(self, threshold: float) -> float:
         """Rate of true accepts."""
@@ -77,24 +89,27 @@ def open_set(
     """ROC, rates of true accepts (TPR) at rates of false accepts (FPR), distributions, and the threshold for `fpr`.
 
     A pair is accepted when its distance is <= the threshold: the largest float32 at which at most FPR x wrong pairs
-    are accepted, ties counted. Exact up to FPR 1e-2; beyond, the ROC is computed from a sample of wrong pairs.
-    Raises InputError for an fpr outside 0 .. 1e-2, or without a wrong pair.
+    are accepted, ties counted. It is never negative: where more wrong pairs than that have distance 0, it is 0, the
+    rate of true accepts is 0, and `n_equal` is the number of these wrong pairs. Exact up to FPR 1e-2; beyond, the
+    ROC is computed from a sample of wrong pairs. Raises InputError for an fpr outside 0 .. 1e-2, or without a wrong
+    pair.
     """
     if not 0 < fpr <= max(FPRS):
         raise InputError(f"--fpr {fpr}: give a rate of false accepts above 0, at most {max(FPRS)}")
     different = len(gallery) - np.bincount(pairs.query, minlength=len(query))
     if not different.any():
-        raise InputError("all query and gallery images show one person, so there is no wrong pair")
+        raise InputError("all query and gallery images show one identity, so there is no wrong pair")
     found = all_pairs(query, gallery, pairs, different, distances)
     thresholds = {rate: found.threshold(rate) for rate in sorted({*FPRS, fpr})}
-    return {
+    equal = {"n_equal": found.n_equal} if found.n_equal > found.allowed(fpr) else {}
+    return equal | {
         "fpr": fpr,
-        "threshold": thresholds[fpr],
+        "threshold": max(thresholds[fpr], 0.0),
         "threshold_interval": threshold_interval(found, query_pids, fpr),
         "n_same": len(found.same),
         "n_different": found.total,
         "tpr": {f"{rate:g}": found.accepted(threshold) for rate, threshold in thresholds.items()},
-        "thresholds": {f"{rate:g}": threshold for rate, threshold in thresholds.items()},
+        "thresholds": {f"{rate:g}": max(threshold, 0.0) for rate, threshold in thresholds.items()},
         "roc": found.roc(),
         "distances": found.histograms(),
     }
@@ -161,7 +176,7 @@ def interval(values: np.ndarray) -> list[float]:
 def mean_interval(values: np.ndarray, pids: np.ndarray) -> list[float]:
     """Interval of the mean of `values` (NaN left out) by bootstrap over identities.
 
-    The queries of one person are alike: drawing single queries would give too narrow an interval.
+    The queries of one identity are alike: drawing single queries would give too narrow an interval.
     """
     known = ~np.isnan(values)
     _, group = np.unique(pids[known], return_inverse=True)
@@ -181,4 +196,4 @@ def threshold_interval(found: Pairwise, query_pids: np.ndarray, fpr: float) -> l
     allowed = fpr * (weights @ np.bincount(group, found.n_different))
     within = np.cumsum(weights @ counts, axis=1)
     beyond = edges[np.minimum((within <= allowed[:, None]).sum(1), len(edges) - 1)]
-    return interval(np.nextafter(beyond, np.float32(-np.inf)))
+    return interval(np.maximum(np.nextafter(beyond, np.float32(-np.inf)), 0))

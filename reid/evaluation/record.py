@@ -69,7 +69,7 @@ class Scoring(Settings):
     """How features are scored; the conventions are described at Ranking, SingleGalleryShot and distances.blocks.
 
     rerank: k-reciprocal encoding. query_expansion: with how many neighbours, 0 for none. cameras: images of the
-    query's person and camera are junk; without cameras nothing is.
+    query's identity and camera are junk; without cameras nothing is.
     """
 
     ap: str = "step"

@@ -1,6 +1,7 @@
 """Features -> Result. Distances are computed, ranked and discarded block by block."""
 
 import csv
+import logging
 import time
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -9,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from reid.data.labels import Labels
 from reid.errors import InputError
 from reid.evaluation.conventions import CameraPairs, SingleGalleryShot
-from reid.evaluation.distances import BLOCK_BYTES, blocks, on_host
+from reid.evaluation.distances import BLOCK_BYTES, blocks, of_unit_length, on_host
 from reid.evaluation.features import Features
 from reid.evaluation.open_set import CONFIDENCE, mean_interval, open_set
 from reid.evaluation.ranking import Ranking, check_labels, join, rank_rows, same_person
@@ -19,8 +21,12 @@ from reid.evaluation.record import USUAL, Record, Scoring
 from reid.evaluation.rerank import PUBLISHED, expand_queries, reciprocal_blocks
 from reid.files import atomic_file, write_json
 
+logger = logging.getLogger(__name__)
+
 QUERY_COLUMNS = ("name", "pid", "camid", "matches", "first_match", "ap", "inp")
+LABEL_COLUMNS = ("source", "identity", "camera")  # of a test whose identities or cameras have labels
 RANKS = (1, 5, 10, 20)  # of the CMC, as printed
+SAMPLE = 1024  # features of each side whose length is checked
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,15 @@ class Result:
         pids = self.features.query.pids
         return {"map": mean_interval(self.ap, pids), "rank1": mean_interval(rank1, pids)}
 
+    @property
+    def camera_rows(self) -> list[dict]:
+        """The rows of `cameras`, with the labels of the cameras where there are any."""
+        rows, labels = self.cameras or [], self.features.labels
+        if not labels.cameras:
+            return rows
+        sides = ("query", "gallery")
+        return [row | {f"{side}_camera": labels.camera(row[f"{side}_camid"]) for side in sides} for row in rows]
+
     def to_json(self) -> dict[str, Any]:
         r = self.ranking
         content = {
@@ -103,7 +118,7 @@ class Result:
                 "cmc": {name: cmc.tolist() for name, cmc in self.cmcs.items()},
             },
         }
-        optional = {"open_set": self.open_set, "cameras": self.cameras}
+        optional = {"open_set": self.open_set, "cameras": self.cameras and self.camera_rows}
         return content | {k: v for k, v in optional.items() if v is not None}
 
     def __str__(self) -> str:
@@ -122,19 +137,25 @@ class Result:
         if self.open_set:
             lines += open_set_lines(self.open_set, self.scoring.metric)
         if self.cameras:
-            lines.append(camera_table(self.cameras))
+            lines.append(camera_table(self.cameras, self.features.labels))
         return "\n".join(lines)
 
     def save(self, folder: Path) -> None:
-        """Writes result.json, and queries.csv with one line per query."""
+        """Writes result.json, and queries.csv with one line per query: QUERY_COLUMNS, then LABEL_COLUMNS if given."""
         write_json(folder / "result.json", self.to_json())
-        r, query = self.ranking, self.features.query
-        camids = [""] * r.n_query if query.camids is None else query.camids
-        columns = (query.names, query.pids, camids, r.matches, r.first_match, self.ap, r.inp)
+        r, query, labels = self.ranking, self.features.query, self.features.labels
+        camids: Any = [""] * r.n_query if query.camids is None else query.camids
+        columns = [query.names, query.pids, camids, r.matches, r.first_match, self.ap, r.inp]
+        titles: tuple[str, ...] = QUERY_COLUMNS
+        if labels.given:
+            titles += LABEL_COLUMNS
+            columns.append([labels.source(name) for name in query.names])
+            columns.append([labels.identity(pid) for pid in query.pids])
+            columns.append(["" if query.camids is None else labels.camera(camid) for camid in camids])
         path = folder / "queries.csv"
         with atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as f:
             out = csv.writer(f)
-            out.writerow(QUERY_COLUMNS)
+            out.writerow(titles)
             for row in zip(*columns):
                 unknown = (isinstance(v, float) and np.isnan(v) for v in row)
                 out.writerow(["" if empty else v for v, empty in zip(row, unknown)])
@@ -149,21 +170,32 @@ def open_set_lines(found: dict[str, Any], metric: str) -> list[str]:
     low, high = found["threshold_interval"]
     rates = ", ".join(f"{tpr:.2%} at {fpr}" for fpr, tpr in found["tpr"].items())
     pairs = f"{found['n_same']} same, {found['n_different']} wrong pairs"
-    return [
+    lines = [
         f"true accepts at false accepts: {rates} ({pairs})",
         f"threshold for {found['fpr']:g} false accepts: "
         f"{metric} distance <= {found['threshold']:.4g} [{low:.4g}, {high:.4g}]",
     ]
+    return lines + ([unreachable(found)] if "n_equal" in found else [])
 
 
-def camera_table(rows: list[dict]) -> str:
+def unreachable(found: dict[str, Any]) -> str:
+    """Why no threshold has as few false accepts as were asked for."""
+    return (
+        f"no threshold has only {found['fpr']:g} false accepts: {found['n_equal']:,} wrong pairs have distance 0; "
+        "look for images that are stored under two identities"
+    )
+
+
+def camera_table(rows: list[dict], labels: Labels) -> str:
     """mAP / Rank-1 in percent: one line per query camera, one column per gallery camera."""
     cells = {(row["query_camid"], row["gallery_camid"]): f"{row['map']:.1%}/{row['rank1']:.1%}" for row in rows}
     queries, galleries = (sorted({pair[i] for pair in cells}) for i in (0, 1))
     lines = ["mAP/Rank-1 of query camera (line) against gallery camera (column) alone"]
-    lines.append(f"{'':>6}" + "".join(f"{g:>14}" for g in galleries))
+    names = {camid: labels.camera(camid) for camid in (*queries, *galleries)}
+    first, rest = (max([least, *(len(name) + 2 for name in names.values())]) for least in (6, 14))
+    lines.append(" " * first + "".join(f"{names[g]:>{rest}}" for g in galleries))
     for q in queries:
-        lines.append(f"{q:>6}" + "".join(f"{cells.get((q, g), '-'):>14}" for g in galleries))
+        lines.append(f"{names[q]:>{first}}" + "".join(f"{cells.get((q, g), '-'):>{rest}}" for g in galleries))
     return "\n".join(lines)
 
 
@@ -190,6 +222,11 @@ def evaluate(
     labels = check_labels(query.pids, gallery.pids, query.camids, gallery.camids)
     if camera_pairs and labels[2] is None:
         raise InputError("--camera_pairs needs camids, and these features have none")
+    if scoring.metric == "euclidean" and not all(of_unit_length(side.features[:SAMPLE]) for side in (query, gallery)):
+        logger.warning(
+            "the features are not of unit length, and Euclidean distances depend on their lengths; "
+            "cosine is usual for such features: --metric cosine"
+        )
     pairs = same_person(*labels)
     settings = {"metric": scoring.metric, "device": device, "limit": limit}
     plain = partial(blocks, **settings)

@@ -7,6 +7,7 @@ and a full disk raises OSError. (After a failed write, HDF5 itself cannot close 
 import json
 import logging
 import os
+from collections.abc import Sequence
 from io import BytesIO, RawIOBase
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from reid.data.labels import Labels
 from reid.errors import InputError
 from reid.evaluation.record import Record, differences, read_record
 from reid.files import reserve, sync_folder, writing
@@ -26,7 +28,8 @@ ROWS = 1 << 12  # read or checked at once
 class FeaturesWriter:
     """Writes a features file row by row: <path>.partial until it is complete.
 
-    labels: names, pids, camids and subset of all images. A file with other labels or another record is replaced.
+    labels: names, pids, camids and subset of all images, and what label_rows gives. A file with other labels or
+    another record is replaced.
     """
 
     def __init__(self, path: Path, record: Record, labels: dict[str, Any]):
@@ -53,7 +56,7 @@ class FeaturesWriter:
             return False
         if found == self.record and has_labels(path, self.labels):
             return True
-        why = differences(found, self.record) or "other images"
+        why = differences(found, self.record) or "other images or labels"
         logger.info(f"{path} has other settings ({why}); the features are extracted again")
         return False
 
@@ -97,7 +100,10 @@ def create(path: Path, attrs: dict[str, Any], labels: dict[str, Any], shape: tup
 
 
 def header(attrs: dict[str, Any], labels: dict[str, Any], shape: tuple[int, int], dtype="float32") -> bytes:
-    """The bytes of a features file before its rows. labels: lists of strings or integer arrays, by name."""
+    """The bytes of a features file before its rows. labels: lists of strings or integer arrays, by name.
+
+    Beyond 6 parts in one group HDF5 may put the group's table after the rows, so further ones need a group.
+    """
     memory = BytesIO()
     with h5py.File(memory, "w") as f:
         for name, values in labels.items():
@@ -143,6 +149,28 @@ def has_labels(path: Path, labels: dict[str, Any]) -> bool:
             return all(np.array_equal(found[k], v) for k, v in labels.items())
     except (OSError, KeyError, TypeError, ValueError):
         return False
+
+
+def label_rows(labels: Labels, names: Sequence[str]) -> dict[str, list[str]]:
+    """The user's names as parts of a features file, for images with these names; empty where none are given.
+
+    labels/identities: by pid. labels/cameras: by camid. labels/sources: of each image.
+    """
+    if not labels.given:
+        return {}
+    sources = [labels.source(name) for name in names]
+    parts = {"identities": [*labels.identities], "cameras": [*labels.cameras], "sources": sources}
+    return {f"labels/{part}": values for part, values in parts.items()}
+
+
+def read_labels(path: Path) -> Labels:
+    """The inverse of label_rows, for a features file."""
+    with h5py.File(path, "r") as f:
+        if "labels" not in f:
+            return Labels()
+        parts = ("labels/identities", "labels/cameras", "labels/sources", "names")
+        identities, cameras, sources, names = (f[part].asstr()[:].tolist() for part in parts)
+        return Labels(identities, cameras, dict(zip(names, sources)))
 
 
 def is_features(path: Path) -> bool:

@@ -1,7 +1,10 @@
 """A gallery: one HDF5 file of descriptors that can be searched.
 
 features (M, F) float32 or float16 of unit length, names (paths relative to the gallery's folder with forward slashes,
-each once), pids and camids (-1 where unknown). attrs: the fingerprint (SHA-256 of the weights, input size, flip).
+each once), pids and camids (-1 where unknown). labels/identities and labels/cameras: the label of each pid and camid,
+as text. labels/sources (M,): the user's own names of the images, where they differ. attrs: the fingerprint (SHA-256
+of the weights, input size, flip). Format 1, which is still read, has no labels: its numbers are the labels.
+
 A change writes a new file beside the old one and replaces it under a lock. So a killed process leaves the old state or
 the new one, never a mixture.
 """
@@ -16,12 +19,16 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
+from reid.data.labels import Labels, named
 from reid.errors import InputError, MissingInput
 from reid.evaluation.distances import CHUNK, UNIT_TOLERANCE, nearest, products
 from reid.evaluation.store import header
 from reid.files import atomic_file, locked, writing
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)
+IDENTITIES, CAMERAS, SOURCES = "labels/identities", "labels/cameras", "labels/sources"
+COLUMNS = ("features", "names", "pids", "camids")  # of equal length
 
 
 class Fingerprint(NamedTuple):
@@ -33,12 +40,13 @@ class Fingerprint(NamedTuple):
 
 
 class Entries(NamedTuple):
-    """Descriptors of M images."""
+    """Descriptors of M images. labels: of the pids, the camids and the names; without them numbers are the labels."""
 
     features: np.ndarray  # (M, F); of a stored gallery the HDF5 dataset
     names: list[str]
-    pids: np.ndarray  # (M,)
+    pids: np.ndarray  # (M,), -1 where unknown
     camids: np.ndarray  # (M,)
+    labels: Labels = Labels()
 
 
 class Answers(NamedTuple):
@@ -47,8 +55,17 @@ class Answers(NamedTuple):
     rows: np.ndarray  # of the gallery
     distances: np.ndarray  # squared Euclidean, 0 to 4
     names: list[str]
-    pids: np.ndarray
-    camids: np.ndarray
+    identities: list[str]  # labels, "" where unknown
+    cameras: list[str]
+    sources: list[str]  # the user's own names of the images
+
+
+class Listing(NamedTuple):
+    """What a gallery knows of its M images, as texts; "" where an identity or camera is unknown."""
+
+    names: list[str]
+    identities: list[str]
+    cameras: list[str]
 
 
 class Gallery:
@@ -59,11 +76,11 @@ class Gallery:
         if not self.path.is_file():
             raise MissingInput(f"gallery {path} does not exist; python -m reid gallery create makes one")
         with self.open() as f:
-            if f.attrs.get("gallery") != FORMAT:
+            if f.attrs.get("gallery") not in READABLE:
                 raise InputError(f"{path} is not a gallery; python -m reid gallery create makes one")
             self.fingerprint = Fingerprint(f.attrs["weights"], f.attrs["size"], bool(f.attrs["flip"]))
             self.width = f["features"].shape[1]
-            if len({len(f[k]) for k in Entries._fields}) > 1:
+            if len({len(f[k]) for k in COLUMNS}) > 1:
                 raise InputError(f"gallery {path} is damaged: features, names, pids and camids differ in length")
 
     @classmethod
@@ -91,10 +108,14 @@ class Gallery:
         with self.open() as f:
             return len(f["features"])
 
-    def labels(self) -> tuple[list[str], np.ndarray, np.ndarray]:
-        """(names, pids, camids)."""
+    def names(self) -> list[str]:
         with self.open() as f:
-            return stored(f)[1:]
+            return f["names"].asstr()[:].tolist()
+
+    def listing(self) -> Listing:
+        with self.open() as f:
+            _, names, pids, camids, labels = stored(f)
+        return Listing(names, texts(pids, labels.identities), texts(camids, labels.cameras))
 
     def refuse_other(self, fingerprint: Fingerprint) -> None:
         """Raises InputError when features of `fingerprint` cannot be compared with the gallery's."""
@@ -110,17 +131,15 @@ class Gallery:
         """Adds entries at the end, all or none. Raises InputError for another fingerprint or names that exist."""
         with alone(self.path):
             self.refuse_other(fingerprint)
-            names, *_ = self.labels()
+            names = self.names()
             check_features(entries, self.width)
             check_names(entries.names, names)
             self.change(np.ones(len(names), bool), everything(entries))
 
-    def remove(self, chosen: Callable[[list[str], np.ndarray], np.ndarray]) -> int:
-        """Removes the entries for which chosen(names, pids) is true (M,); returns how many."""
+    def remove(self, chosen: Callable[[Listing], np.ndarray]) -> int:
+        """Removes the entries for which chosen(listing) is true (M,); returns how many."""
         with alone(self.path):
-            names, pids, _ = self.labels()
-            kept = ~chosen(names, pids)
-            del names  # they need much of the memory
+            kept = ~chosen(self.listing())
             if not kept.all():
                 self.change(kept)
             return int((~kept).sum())
@@ -153,13 +172,17 @@ class Gallery:
                 order = keys.argsort(1, kind="stable")[:, :top]
                 keys, rows = np.take_along_axis(keys, order, 1), np.take_along_axis(rows, order, 1)
             wanted, places = np.unique(rows, return_inverse=True)
-            names, pids, camids = f["names"].asstr()[wanted], f["pids"][wanted], f["camids"][wanted]
+            names = f["names"].asstr()[wanted]
+            identities = labels_at(f, IDENTITIES, f["pids"][wanted])
+            cameras = labels_at(f, CAMERAS, f["camids"][wanted])
+            sources = f[SOURCES].asstr()[wanted] if SOURCES in f else names
+        columns = [np.asarray(column, object) for column in (names, identities, cameras, sources)]
         distances = np.maximum(2 + 2 * keys, 0)
         answers = []
         for row, place, distance in zip(rows, places.reshape(rows.shape), distances):
             near = distance <= threshold
-            place = place[near]
-            answers.append(Answers(row[near], distance[near], names[place].tolist(), pids[place], camids[place]))
+            texts_of = (column[place[near]].tolist() for column in columns)
+            answers.append(Answers(row[near], distance[near], *texts_of))
         return answers
 
     def pieces(self, features: h5py.Dataset, count: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -192,7 +215,39 @@ def alone(path: Path) -> Iterator[None]:
 
 def stored(f: h5py.File) -> Entries:
     """The entries of an open gallery; features stay in the file."""
-    return Entries(f["features"], f["names"].asstr()[:].tolist(), f["pids"][:], f["camids"][:])
+    names = f["names"].asstr()[:].tolist()
+    labels = Labels()
+    if f.attrs["gallery"] > 1:
+        identities, cameras = (f[part].asstr()[:].tolist() for part in (IDENTITIES, CAMERAS))
+        sources = f[SOURCES].asstr()[:].tolist() if SOURCES in f else []
+        labels = Labels(identities, cameras, dict(zip(names, sources)))
+    return Entries(f["features"], names, f["pids"][:], f["camids"][:], labels)
+
+
+def texts(numbers: np.ndarray, labels: Sequence[str]) -> list[str]:
+    """The labels of (M,) numbers; "" for negative ones. Equal labels are one object."""
+    known = {n: "" if n < 0 else named(labels, n) for n in np.unique(numbers).tolist()}
+    return [known[n] for n in numbers.tolist()]
+
+
+def labels_at(f: h5py.File, part: str, numbers: np.ndarray) -> list[str]:
+    """`texts` of a few numbers, which reads only their labels. part: IDENTITIES or CAMERAS."""
+    if f.attrs["gallery"] == 1:
+        return texts(numbers, [])
+    found = np.unique(numbers[numbers >= 0])
+    known = dict(zip(found.tolist(), f[part].asstr()[found]))
+    return [known.get(n, "") for n in numbers.tolist()]
+
+
+def renumbered(columns: Sequence[tuple[np.ndarray, Sequence[str]]]) -> tuple[np.ndarray, list[str]]:
+    """(numbers, labels) of all columns together: each is (numbers, their labels). Equal labels become one."""
+    places: dict[str, int] = {}
+    parts = []
+    for numbers, labels in columns:
+        found, place = np.unique(numbers, return_inverse=True)
+        new = [-1 if n < 0 else places.setdefault(named(labels, n), len(places)) for n in found.tolist()]
+        parts.append(np.array(new, np.int64)[place])
+    return np.concatenate(parts), list(places)
 
 
 def everything(entries: Entries) -> tuple[Entries, np.ndarray]:
@@ -203,7 +258,7 @@ def everything(entries: Entries) -> tuple[Entries, np.ndarray]:
 def check_features(entries: Entries, width: int | None) -> None:
     """Raises InputError when entries cannot be part of a gallery of `width` (None: a new one)."""
     f = entries.features
-    if f.ndim != 2 or width not in (None, f.shape[1]) or len({len(part) for part in entries}) > 1:
+    if f.ndim != 2 or width not in (None, f.shape[1]) or len({len(part) for part in entries[:4]}) > 1:
         raise InputError(
             f"features have shape {f.shape}, there are {len(entries.names)} names, {len(entries.pids)} pids and "
             f"{len(entries.camids)} camids; expected (M, width{f' {width}' if width else ''}) and M of each"
@@ -240,14 +295,21 @@ def rows_at_once(width: int) -> int:
 def fill(path: Path, mark: Fingerprint, parts: Sequence[tuple[Entries, np.ndarray]], dtype: np.dtype) -> None:
     """Writes a gallery of the entries of all parts where their mask (M,) is true. Features are copied in pieces."""
     total, width = sum(int(kept.sum()) for _, kept in parts), parts[0][0].features.shape[1]
-    labels: dict[str, Any] = {
+    pids, identities = renumbered([(part.pids[kept], part.labels.identities) for part, kept in parts])
+    camids, cameras = renumbered([(part.camids[kept], part.labels.cameras) for part, kept in parts])
+    columns: dict[str, Any] = {
         "names": [name for part, kept in parts for name, keep in zip(part.names, kept) if keep],
-        "pids": np.concatenate([part.pids[kept] for part, kept in parts]).astype(np.int64),
-        "camids": np.concatenate([part.camids[kept] for part, kept in parts]).astype(np.int64),
+        "pids": pids,
+        "camids": camids,
+        IDENTITIES: identities,
+        CAMERAS: cameras,
     }
+    sources = {name: source for part, _ in parts for name, source in part.labels.sources.items() if name != source}
+    if sources:
+        columns[SOURCES] = [sources.get(name, name) for name in columns["names"]]
     step = rows_at_once(width)
     with open(path, "wb") as f:
-        f.write(header({"gallery": FORMAT, **mark._asdict()}, labels, (total, width), dtype))
+        f.write(header({"gallery": FORMAT, **mark._asdict()}, columns, (total, width), dtype))
         for part, kept in parts:
             for i in range(0, len(kept), step):
                 rows = part.features[i : i + step][kept[i : i + step]]

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from reid.data.labels import Labels
 from reid.data.records import Image
 from reid.data.transforms import normalise
 from reid.device import autocast
 from reid.errors import InputError, Interrupted
 from reid.evaluation.features import short_names
 from reid.evaluation.record import Record
-from reid.evaluation.store import FeaturesWriter
+from reid.evaluation.store import FeaturesWriter, label_rows
 from reid.files import locked
 from reid.processes import from_first, gather_rows, wait, world
 from reid.signals import signals_noted
@@ -64,28 +65,31 @@ def extract_file(
     images: Mapping[str, Sequence[Image]],
     record: Record,
     device,
+    labels: Labels | None = None,
     **attrs: Any,
 ) -> None:
     """Writes a features file while it extracts, with the flip and precision of `record`.
 
     load(start) returns batches of uint8 images, from number `start` on. images: {"query": [...], "gallery": [...]}, in
-    this order. attrs: further attributes of the file. A later call with the same images and record continues an
-    interrupted file, and reuses a complete one. Only rank 0 writes; the other
-    ranks ignore the path, the digests in `record` and attrs.
+    this order. labels: the user's names, sources by path. attrs: further attributes of the file. A later
+    call with the same images and record continues an interrupted file, and reuses a complete one. Only rank 0 writes;
+    the other ranks ignore the path, the digests in `record`, labels and attrs.
     """
     flip, precision = record.flip, record.precision
     assert flip is not None and precision is not None, "an extraction knows its flip and precision"
     listed = [image for side in images.values() for image in side]
     total, first = len(listed), world().first
-    labels = {
-        "names": short_names([image.path for image in listed]),
+    paths = [image.path for image in listed]
+    columns = {
+        "names": short_names(paths),
         "pids": np.array([image.pid for image in listed], np.int64),
         "camids": np.array([image.camid for image in listed], np.int64),
         "subset": [name for name, side in images.items() for _ in side],
+        **label_rows(labels or Labels(), paths),
     }
     if hasattr(model, "bands"):
         attrs["bands"] = model.bands
-    writer = FeaturesWriter(path, record, labels)
+    writer = FeaturesWriter(path, record, columns)
     with locked(path) if first else nullcontext():  # a second identical command waits and finds the work done
         done = from_first(writer.count_done() if first else 0, device)
         batches = load(done) if done < total else ()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor, device, nn
 
+from reid.data.labels import Labels
 from reid.data.loader import ImageStore, in_order
 from reid.data.records import Dataset
 from reid.data.transforms import cover
@@ -68,7 +69,7 @@ class Extraction:
         def load(start: int) -> Iterator[Tensor]:
             return self.batches(store, start, len(store.paths))
 
-        extract_file(path, self.model, load, sides, record, self.device)
+        extract_file(path, self.model, load, sides, record, self.device, labels_by_path(dataset))
         return read_features(path) if self.here.first else None
 
     def covered(self, features: Features | None, dataset: Dataset, band: int) -> Features | None:
@@ -81,3 +82,12 @@ class Extraction:
             return None
         query = replace(features.query, features=found)
         return replace(features, query=query, record=replace(features.record, covered=band))
+
+
+def labels_by_path(dataset: Dataset) -> Labels:
+    """The labels of a dataset, with the sources of its test images by path."""
+    labels, folder = dataset.labels, dataset.folder / "images"
+    files = {
+        image.path: Path(image.path).relative_to(folder).as_posix() for image in (*dataset.query, *dataset.gallery)
+    }
+    return replace(labels, sources={path: labels.source(file) for path, file in files.items()})

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from reid.data.labels import Labels
 from reid.errors import InputError
 from reid.evaluation.features import Features
 from reid.files import atomic_file, writing
+from reid.report.fonts import Fonts
 
 # Okabe and Ito, Color Universal Design, 2008
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -125,7 +127,7 @@ def ap_histogram(folder: Path, ap: np.ndarray) -> Picture:
     return finish(axes, folder, "ap", alt)
 
 
-def camera_map(folder: Path, cameras: list[dict]) -> Picture:
+def camera_map(folder: Path, cameras: list[dict], labels: Labels, fonts: Fonts) -> Picture:
     """cameras: the rows of CameraPairs.table."""
     queries = sorted({row["query_camid"] for row in cameras})
     galleries = sorted({row["gallery_camid"] for row in cameras})
@@ -134,7 +136,9 @@ def camera_map(folder: Path, cameras: list[dict]) -> Picture:
         i, j = queries.index(row["query_camid"]), galleries.index(row["gallery_camid"])
         cells[i, j] = 100 * row["map"]
     low, high = np.nanmin(cells), np.nanmax(cells)
-    width = max(SMALL[0], 0.4 * len(galleries) + 1.2)
+    columns, lines = ([fonts.in_figure(labels.camera(c)) for c in side] for side in (galleries, queries))
+    longest = max(map(len, [*columns, *lines]))
+    width = max(SMALL[0], 0.4 * len(galleries) + 1.2 + 0.06 * longest)
     [axes] = new_axes(width, max(SMALL[1], 0.28 * len(queries) + 1))
     image = axes.imshow(cells, "cividis", aspect="auto", vmin=low, vmax=high)
     for (i, j), value in np.ndenumerate(cells):
@@ -142,15 +146,15 @@ def camera_map(folder: Path, cameras: list[dict]) -> Picture:
         if value < (low + high) / 2:
             colour = "white"
         axes.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
-    axes.set_xticks(range(len(galleries)), galleries)
-    axes.set_yticks(range(len(queries)), queries)
+    axes.set_xticks(range(len(galleries)), columns, rotation=0 if longest < 4 else 90)
+    axes.set_yticks(range(len(queries)), lines)
     axes.set(xlabel="gallery camera", ylabel="query camera", title="mAP by pair of cameras, %")
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     axes.figure.colorbar(image, ax=axes, pad=0.02).outline.set_visible(False)
     ordered = sorted(cameras, key=lambda row: row["map"])
     worst, best = (
-        f"camera {row['query_camid']} to {row['gallery_camid']}, {100 * row['map']:.0f} %"
+        f"camera {labels.camera(row['query_camid'])} to {labels.camera(row['gallery_camid'])}, {100 * row['map']:.0f} %"
         for row in (ordered[0], ordered[-1])
     )
     alt = f"Heat map of the mAP by query and gallery camera: lowest from {worst}, highest from {best}."
@@ -186,8 +190,8 @@ def roc_curve(folder: Path, found: dict[str, Any]) -> Picture:
     axes.set(xlabel="false accept rate", ylabel="true accept rate", title="ROC")
     axes.set_ylim(0, 1.02)
     alt = (
-        f"ROC curve: a distance threshold of {threshold:.3g} accepts {tpr:.1%} of the pairs of one person "
-        f"and {fpr:g} of the pairs of two people."
+        f"ROC curve: a distance threshold of {threshold:.3g} accepts {tpr:.1%} of the pairs of one "
+        f"identity and {fpr:g} of the pairs of two identities."
     )
     return finish(axes, folder, "roc", alt)
 
@@ -199,12 +203,12 @@ def distance_histograms(folder: Path, found: dict[str, Any], metric: str) -> Pic
     [axes] = new_axes(*SMALL)
     for kind, colour, dashes in (("same", GREEN, "-"), ("different", VERMILION, "--")):
         style = {"facecolor": colour + "44", "edgecolor": colour, "linestyle": dashes}
-        name = f"{kind} person"
+        name = f"{kind} identity"
         axes.stairs(distances[kind], distances["edges"], fill=True, linewidth=1, label=name, **style)
     axes.axvline(threshold, color=INK, linestyle="--", linewidth=1, label=label)
     axes.set(xlabel=f"{metric} distance", ylabel="share of pairs", title="Distances")
     axes.legend()
-    alt = f"Histograms of the distances of pairs of one person and of two people, and the {label}."
+    alt = f"Histograms of the distances of pairs of one identity and of two identities, and the {label}."
     return finish(axes, folder, "distances", alt)
 
 
@@ -248,13 +252,13 @@ def covered(path: Path, lines: dict[str, dict[str, Any]]) -> None:
             axes.axhline(100 * line["whole"][0], **thin)
     axes.set(xlabel="covered sixth of the query image", ylabel="mAP, %")
     axes.set_title("Thin lines: nothing covered")
-    axes.set_xticks(range(1, 7), ("1\nhead", "2", "3", "4", "5", "6\nfeet"))
+    axes.set_xticks(range(1, 7), ("1\ntop", "2", "3", "4", "5", "6\nbottom"))
     axes.figure.legend(loc="outside lower center")
     save_png(axes.figure, path)
 
 
-def people(folder: Path, features: Features, ap: np.ndarray, count: int = 10) -> list[Picture]:
-    """Descriptors of `count` people, evenly from the hardest to the easiest, on their first two principal components.
+def identities(folder: Path, features: Features, ap: np.ndarray, fonts: Fonts, count: int = 10) -> list[Picture]:
+    """Descriptors of `count` identities, evenly from the hardest to the easiest, on two principal components.
 
     ap: (Q,). Empty where the descriptors do not differ.
     """
@@ -273,21 +277,27 @@ def people(folder: Path, features: Features, ap: np.ndarray, count: int = 10) ->
     points = left[:, :2] * size[:2]
     share = size**2 / (size**2).sum()
     [axes] = new_axes(5.6, 4)
-    label: dict[str, Any] = {"fontsize": 9, "fontweight": "bold", "ha": "center", "va": "bottom"}
+    label: dict[str, Any] = {"fontsize": 9, "ha": "center", "va": "bottom"}
+    label["fontweight"] = "bold" if len(fonts.files) == 1 else "normal"  # fonts of many scripts have no bold here
     label["bbox"] = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5}
     for i, pid in enumerate(chosen):
         own = points[who == pid]
         axes.plot(*own.T, alpha=0.8, **line_style(i) | {"linestyle": "none"})
-        axes.annotate(str(pid), np.median(own, 0), **label)
+        axes.annotate(fonts.in_figure(features.labels.identity(pid)), np.median(own, 0), **label)
     axes.set_xlabel(f"first component, {share[0]:.0%} of the variance")
     axes.set_ylabel(f"second component, {share[1]:.0%} of the variance")
-    names = ", ".join(map(str, chosen))
-    alt = f"Descriptors of {len(chosen)} people ({names}) on two principal components."
-    return [finish(axes, folder, "people", alt)]
+    names = ", ".join(map(features.labels.identity, chosen))
+    alt = f"Descriptors of {len(chosen)} identities ({names}) on two principal components."
+    return [finish(axes, folder, "identities", alt)]
 
 
-def activation_maps(folder: Path, shots: Sequence[tuple[str, np.ndarray, np.ndarray]], bands: np.ndarray) -> Picture:
-    """shots: (name, image (H, W, 3), energy of its map (h, w)). bands (S, 2): the peak in each is marked."""
+def activation_maps(
+    folder: Path, shots: Sequence[tuple[str, np.ndarray, np.ndarray]], bands: np.ndarray, fonts: Fonts
+) -> Picture:
+    """shots: (name, image (H, W, 3), energy of its map (h, w)). bands (S, 2): the peak in each is marked.
+
+    The map covers the whole image, whatever the shape in which the model gets it.
+    """
     cut = [band for band in bands.tolist() if band != [0, 1]] or [[0, 1]]
     counts = sorted({stripes(band) for band in cut}, reverse=True)
     columns = min(4, len(shots))
@@ -298,7 +308,7 @@ def activation_maps(folder: Path, shots: Sequence[tuple[str, np.ndarray, np.ndar
         shape = {"aspect": image.shape[0] / image.shape[1] * width / height}
         shape["extent"] = (0, width, height, 0)
         left.imshow(image, **shape)
-        left.set_title(name[-24:], fontsize=6)
+        left.set_title(fonts.in_figure(name[-24:]), fontsize=6)
         right.imshow(image, **shape)
         right.imshow(energy, "inferno", alpha=0.6, interpolation="bilinear", **shape)
         for band in cut:

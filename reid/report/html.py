@@ -20,18 +20,18 @@ CONTROLS = """
 <label>Order <select name="sort"><option value="ap">hardest first (AP)</option>
 <option value="-ap">easiest first</option><option value="file">as in the file</option></select></label>
 <label>Query camera <select name="camera"><option value="">all</option></select></label>
-<label>Person <input name="id" list="people" inputmode="numeric" size="6" placeholder="all"></label>
-<datalist id="people"></datalist>
+<label>Identity <input name="id" list="known" size="10" placeholder="all"></label>
+<datalist id="known"></datalist>
 <label>First answer <select name="first"><option value="">right or wrong</option>
 <option value="right">right</option><option value="wrong">wrong</option></select></label>
 <button type="reset">Show all</button>
 </form>
 <p class="legend"><span class="right">✓ right</span> <span class="wrong">✗ wrong</span>
-<span class="junk">○ junk: same person and camera, not counted</span></p>
+<span class="junk">○ junk: same identity and camera, not counted</span></p>
 """
 READING = """
 <p>The squared distance of two descriptors is the sum of the distances of their parts. Next to each answer, every part
-is drawn as a band at its place on the body. A band's reference value is halfway between its mean distance in the right
+is drawn as a band at its place in the image. A band's reference value is halfway between its mean distance in the right
 answers and in the wrong answers of this page. <b class="near">Blue</b> bands are below their reference value: they are
 similar. <b class="far">Hatched vermilion</b> bands are above it: they differ. Select an answer to see the numbers.</p>
 """
@@ -81,7 +81,7 @@ def conventions(result: Result) -> str:
     words = ", ".join(f"{k} {v}" for k, v in result.conventions.items())
     return (
         f'<p class="quiet">{r.n_query:,} queries{without}, {r.n_gallery:,} gallery images. '
-        f"Conventions: {escape(words)}. Intervals: bootstrap over the people.</p>"
+        f"Conventions: {escape(words)}. Intervals: bootstrap over the identities.</p>"
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image as PILImage
 from tqdm import tqdm
 
-from reid.data.loader import decode
+from reid.data.shapes import fitted
 from reid.errors import InputError
 from reid.evaluation.conventions import CameraPairs
 from reid.evaluation.distances import Block, blocks, nearest, on_host
@@ -21,7 +21,9 @@ from reid.evaluation.results import Result
 from reid.report import slots
 
 RIGHT, WRONG, JUNK = 0, 1, 2
+KINDS = ("right", "wrong", "junk")
 MOST_QUERIES = 4000  # in a page; if there are more, evenly spaced ones
+WIDEST = 3  # times as wide as high: a wider thumbnail is less high
 MANY_IMAGES = 24_000  # thumbnails are smaller from this number on
 STEPS = 255  # of a slot's share, relative to the largest share of its pair
 TINY = np.finfo(float).tiny
@@ -98,12 +100,12 @@ def kinds(features: Features, query: np.ndarray, gallery: np.ndarray) -> np.ndar
 
 
 def thumbnails(paths: Sequence[str]) -> list[bytes]:
-    """A small WebP of each image; empty where it cannot be read."""
-    width, height, quality = (48, 96, 60) if len(paths) <= MANY_IMAGES else (32, 64, 50)
+    """A small WebP of each image, in its own aspect ratio; empty where it cannot be read."""
+    height, quality = (96, 60) if len(paths) <= MANY_IMAGES else (64, 50)
 
     def thumbnail(path: str) -> bytes:
         try:
-            pixels = decode(path, height, width)
+            pixels = fitted(path, height, WIDEST * height)
         except InputError:
             return b""
         out = io.BytesIO()
@@ -156,18 +158,25 @@ def page_data(result: Result, answers: Pairs, matches: Pairs, paths: dict[str, s
 
 
 def image_data(features: Features, queries, gallery, paths: dict[str, str]) -> tuple[dict[str, Any], str]:
-    """(names and labels, thumbnails) of the images in these query and gallery rows."""
+    """(names and labels, thumbnails) of the images in these query and gallery rows.
+
+    identities and cameras: the user's labels by number, where there are any.
+    """
     rows = [(side, i) for side, used in ((features.query, queries), (features.gallery, gallery)) for i in used]
     names = [str(side.names[i]) for side, i in rows]
     order = {path: i for i, path in enumerate(dict.fromkeys(paths[name] for name in names if name in paths))}
     encoded = [base64.b64encode(t).decode() for t in thumbnails([*order])]
-    data = {
-        "names": names,
+    labels = features.labels
+    data: dict[str, Any] = {
+        "names": [labels.source(name) for name in names],
         "pids": [int(side.pids[i]) for side, i in rows],
         "camids": [None if side.camids is None else int(side.camids[i]) for side, i in rows],
         "thumbs": [order.get(paths.get(name, ""), -1) for name in names],
         "lengths": [len(t) for t in encoded],
     }
+    if labels.given:
+        data["identities"] = {pid: labels.identity(pid) for pid in data["pids"]}
+        data["cameras"] = {camid: labels.camera(camid) for camid in data["camids"] if camid is not None}
     return data, "".join(encoded)
 
 

@@ -8,9 +8,12 @@ import torch
 from torch import nn
 
 from reid.data.loader import decode
+from reid.data.shapes import fitted
 from reid.data.transforms import normalise
 from reid.errors import InputError, MissingInput
 from reid.models.weights import read_weights
+
+SHOWN = (256, 512)  # largest height and width of an image in the figure
 
 
 def energy_maps(
@@ -18,8 +21,9 @@ def energy_maps(
 ) -> tuple[list[tuple[str, np.ndarray, np.ndarray]], np.ndarray]:
     """The energy of the feature map, its vector's length at each place, over the named images.
 
-    names: keys of `paths` (name -> file) or files. Returns [(name, image (H, W, 3) uint8, energy (h, w))] and the
-    model's bands (S, 2). Raises MissingInput for a missing image, InputError for a model without a backbone map.
+    names: keys of `paths` (name -> file) or files. Returns [(name, image (H, W, 3) uint8 in its own aspect ratio,
+    energy (h, w))] and the model's bands (S, 2). Raises MissingInput for a missing image, InputError for a model
+    without a backbone map.
     """
     files = {name: paths.get(name, name) for name in names}
     for name, path in files.items():
@@ -34,4 +38,5 @@ def energy_maps(
         found = base(normalise(torch.from_numpy(images).permute(0, 3, 1, 2)))
         finest = found[-1] if isinstance(found, list) else found  # the last branch has the most stripes
         energy = finest.norm(dim=1).numpy()
-    return list(zip(files, images, energy)), np.array(model.bands)
+    pictures = [fitted(path, *SHOWN) for path in files.values()]
+    return list(zip(files, pictures, energy)), np.array(model.bands)

@@ -2,43 +2,52 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from reid.data.labels import Labels
 from reid.errors import InputError
 from reid.evaluation.open_set import CONFIDENCE
-from reid.evaluation.results import Result
+from reid.evaluation.results import Result, unreachable
 from reid.files import atomic_file, writing
 from reid.report import facts, figures, html, lists
+from reid.report.fonts import Fonts
 from reid.report.html import Section
-from reid.report.sources import Content, Source, find_images
+from reid.report.ranks import write_ranks
+from reid.report.sources import Content, FoundImages, Source, find_images
 
 logger = logging.getLogger(__name__)
-SUBTITLE = "A person re-identification result: who was confused with whom, and why"
-PEOPLE = """
-<h3>Hardest people (mean AP)</h3><ol class=people id=worst></ol>
-<h3>Easiest people</h3><ol class=people id=best></ol>
+SUBTITLE = "A re-identification result: which identities were confused, and why"
+EXTREMES = """
+<h3>Hardest identities (mean AP)</h3><ol class=identities id=worst></ol>
+<h3>Easiest identities</h3><ol class=identities id=best></ol>
 """
 
 
 def write_report(source: Source, result: Result | None, content: Content) -> None:
-    """Writes report.html and its figures into source.folder.
+    """Writes report.html, its figures and the rank lists as files (ranks.py) into source.folder.
 
     Raises InputError where the folder cannot be written, matplotlib is missing, or there is nothing to report.
     """
     with figures.styled():  # raises before the long work
-        paths: dict[str, str] = {}
-        dataset, missing = content.dataset or "", ""
+        images = FoundImages({})
+        dataset = content.dataset or ""
         if result:
             dataset = dataset or result.record.dataset or ""
-            paths, missing = find_images(result.features, content)
-        if missing:
-            logger.warning(missing)
+            images = find_images(result.features, content)
+            if not result.features.labels.given:
+                result = replace(result, features=replace(result.features, labels=images.labels))
+        if images.missing:
+            logger.warning(images.missing)
         with writing(source.folder):
             source.folder.mkdir(parents=True, exist_ok=True)
-        sections = result_sections(source.folder, result, content, paths, missing) if result else []
+        sections = result_sections(source.folder, result, content, images) if result else []
         if content.maps and source.run:
-            sections.append(maps_section(source.folder, source.run, content.maps, paths))
+            labels = result.features.labels if result else images.labels
+            sections.append(maps_section(source.folder, source.run, content.maps, images.files, labels))
         sections += training_section(source, content.other_runs)
         if result:
             sections.append(facts_section(result, dataset, source.run))
@@ -52,30 +61,41 @@ def write_report(source: Source, result: Result | None, content: Content) -> Non
     logger.info(f"report in {path}")
 
 
-def result_sections(
-    folder: Path, result: Result, content: Content, paths: dict[str, str], missing: str
-) -> list[Section]:
-    """paths: image name -> file. missing: a sentence about images that were not found, or ""."""
+def result_sections(folder: Path, result: Result, content: Content, images: FoundImages) -> list[Section]:
     answers, matches, cameras = lists.rank_lists(result, content.top, content.device)
-    data, thumbnails = lists.page_data(result, answers, matches, paths)
+    data, thumbnails = lists.page_data(result, answers, matches, images.files)
+    write_ranks(folder, result, answers)
+    fonts = Fonts.for_figures(texts_of(result))
     sections = [
-        summary_section(folder, result, cameras, missing),
+        summary_section(folder, result, cameras, fonts),
         Section("lists", "Rank lists", html.rank_lists(data, thumbnails)),
         bands_section(folder, result, data),
     ]
     if result.open_set:
         sections.append(open_set_section(folder, result.open_set, result.scoring.metric))
-    people = figures.people(folder, result.features, result.ap)
-    sections.append(Section("people", "People in feature space", html.figures(people, captions=True)))
+    chosen = figures.identities(folder, result.features, result.ap, fonts)
+    sections.append(Section("identities", "Identities in feature space", html.figures(chosen, captions=True)))
+    if images.missing:
+        first = sections[0]
+        sections[0] = first._replace(html=first.html + html.note(images.missing))
     return sections
 
 
-def summary_section(folder: Path, result: Result, cameras: list[dict] | None, missing: str) -> Section:
+def texts_of(result: Result) -> list[str]:
+    """The labels that figures may show."""
+    query, gallery, labels = result.features.query, result.features.gallery, result.features.labels
+    texts = [labels.identity(int(pid)) for pid in np.unique(query.pids)]
+    for side in (query, gallery):
+        texts += [labels.camera(int(camid)) for camid in np.unique(side.camids if side.camids is not None else [])]
+    return texts
+
+
+def summary_section(folder: Path, result: Result, cameras: list[dict] | None, fonts: Fonts) -> Section:
     pictures = [figures.cmc_curve(folder, result.cmc), figures.ap_histogram(folder, result.ap[result.ranking.valid])]
     if cameras and len(cameras) > 1:
-        pictures.append(figures.camera_map(folder, cameras))
-    body = html.tiles(result) + html.conventions(result) + html.figures(pictures) + PEOPLE
-    return Section("summary", "Summary", body + (html.note(missing) if missing else ""))
+        pictures.append(figures.camera_map(folder, cameras, result.features.labels, fonts))
+    body = html.tiles(result) + html.conventions(result) + html.figures(pictures) + EXTREMES
+    return Section("summary", "Summary", body)
 
 
 def bands_section(folder: Path, result: Result, data: dict[str, Any]) -> Section:
@@ -96,18 +116,24 @@ def open_set_section(folder: Path, found: dict[str, Any], metric: str) -> Sectio
     metric = metric.replace("euclidean", "squared Euclidean")
     pictures = [figures.roc_curve(folder, found), figures.distance_histograms(folder, found, metric)]
     text = (
-        f"<p>Accept two images as the same person up to a distance of <b>{found['threshold']:.4g}</b> "
+        f"<p>Accept two images as the same identity up to a distance of <b>{found['threshold']:.4g}</b> "
         f"({CONFIDENCE:.0%} interval: {low:.4g} to {high:.4g}). This threshold accepts {accepted:.1%} of the pairs "
-        f"of one person and {100 * found['fpr']:g}% of the pairs of two people.</p>"
+        f"of one identity and {100 * found['fpr']:g}% of the pairs of two identities.</p>"
     )
+    if "n_equal" in found:
+        text = html.note(unreachable(found).capitalize() + ".")
     return Section("open", "Same or different", text + html.figures(pictures))
 
 
-def maps_section(folder: Path, run: Path, names: Sequence[str], paths: dict[str, str]) -> Section:
+def maps_section(folder: Path, run: Path, names: Sequence[str], files: dict[str, str], labels: Labels) -> Section:
+    """names: of the images' files, or the user's own names of them."""
     from reid.report.maps import energy_maps
 
-    shots, bands = energy_maps(run / "weights.pth", names, paths)
-    picture = figures.activation_maps(folder, shots, bands)
+    own = {labels.source(name): path for name, path in files.items()}
+    shots, bands = energy_maps(run / "weights.pth", names, own | files)
+    shots = [(labels.source(name), image, energy) for name, image, energy in shots]
+    fonts = Fonts.for_figures([name for name, *_ in shots])
+    picture = figures.activation_maps(folder, shots, bands, fonts)
     return Section("maps", "Where the network looks", html.figures([picture], captions=True))
 
 

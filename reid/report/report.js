@@ -27,16 +27,21 @@ function make(tag, attributes = {}, ...children) {
   return element;
 }
 
-function person(image) {
+/** The user's label of an identity or camera, or its number. */
+const identityName = (pid) => data.identities?.[pid] ?? String(pid);
+const cameraName = (camid) => data.cameras?.[camid] ?? String(camid);
+
+function described(image) {
   const camera = data.camids[image];
-  return `person ${data.pids[image]}` + (camera === null ? "" : `, camera ${camera}`);
+  const identity = `identity ${identityName(data.pids[image])}`;
+  return identity + (camera === null ? "" : `, camera ${cameraName(camera)}`);
 }
 
-function picture(image, alt = person(image)) {
+function picture(image, alt = described(image)) {
   const i = data.thumbs[image];
   if (i < 0 || !data.lengths[i]) {
     const attributes = { class: "blank", role: "img", "aria-label": `${alt}, no image` };
-    return make("span", attributes, String(data.pids[image]));
+    return make("span", attributes, identityName(data.pids[image]));
   }
   const src = "data:image/webp;base64," + thumbs.slice(starts[i], starts[i + 1]);
   return make("img", { src, alt, title: data.names[image], decoding: "async" });
@@ -77,12 +82,16 @@ function bands(entry, numbers) {
 function card(query, entry, rank) {
   const image = entries.image[entry], camera = data.camids[image];
   const [kind, sign] = KINDS[entries.kind[entry]];
-  const shot = make("span", { class: "shot" }, picture(image, `${kind}: ${person(image)}`));
+  const shot = make("span", { class: "shot" }, picture(image, `${kind}: ${described(image)}`));
   if (data.slots) shot.append(bands(entry, false));
   const distance = ` ${entries.distance[entry].toFixed(3)}`;
   const place = make("b", { class: kind }, rank ? `${sign} ${rank}` : sign);
-  const below = make("span", {}, place, distance, camera === null ? "" : ` c${camera}`);
+  const where = data.cameras ? ` ${cameraName(camera)}` : ` c${camera}`;
+  const below = make("span", {}, place, distance, camera === null ? "" : where);
   const button = make("button", { type: "button", class: `card ${kind}` }, shot, below);
+  if (data.identities) {
+    below.append(make("span", { class: "label" }, identityName(data.pids[image])));
+  }
   if (data.slots) {
     button.setAttribute("aria-expanded", "false");
     button.addEventListener("click", () => toggle(button, query, entry));
@@ -108,7 +117,7 @@ function toggle(button, query, entry) {
 
 function bandTable(entry) {
   const total = entries.squared[entry].toFixed(4);
-  const caption = `${person(entries.image[entry])}: squared distance ${total}, the sum of its bands`;
+  const caption = `${described(entries.image[entry])}: squared distance ${total}, the sum of its bands`;
   const titles = ["band", "distance", "share", "/ reference"];
   const head = titles.map((title) => make("th", { scope: "col" }, title));
   const body = explain(entry).map(({ distance, share, ratio }, s) => {
@@ -132,7 +141,7 @@ function row(query) {
   const score = `AP ${percent(data.ap[query], 1)} %, first match at rank ${first}`;
   const found = first === null ? "no match in the gallery" : score;
   const name = make("small", {}, data.names[query]);
-  const title = make("h3", {}, `${person(query)} — ${found} `, name);
+  const title = make("h3", {}, `${described(query)} — ${found} `, name);
   let place = 0;
   const answers = range(data.answer_ends, query).map((entry) =>
     card(query, entry, entries.kind[entry] === JUNK ? "" : ++place));
@@ -143,7 +152,7 @@ function row(query) {
     lists.append(make("h4", {}, `true matches (${matches.length}) and their ranks`));
     lists.append(make("ol", { class: "strip small matches" }, ...matches));
   }
-  const shot = make("div", { class: "shot" }, picture(query, `query: ${person(query)}`));
+  const shot = make("div", { class: "shot" }, picture(query, `query: ${described(query)}`));
   return make("article", { class: "query", "data-query": query }, title, shot, lists);
 }
 
@@ -151,7 +160,7 @@ function row(query) {
 function chosen() {
   const wanted = (q) =>
     (!state.camera || String(data.camids[q]) === state.camera) &&
-    (!state.id || String(data.pids[q]) === state.id) &&
+    (!state.id || identityName(data.pids[q]) === state.id) &&
     (!state.first || data.first[q] !== null) &&
     (!state.first || (data.first[q] === 1) === (state.first === "right"));
   const queries = [...Array(data.queries).keys()].filter(wanted);
@@ -198,8 +207,8 @@ function follow() {
   render();
 }
 
-/** People by the mean AP of their queries: links from the worst and the best to their rank lists. */
-function people() {
+/** Identities by the mean AP of their queries: links from the worst and the best to their rank lists. */
+function identities() {
   const found = new Map();
   for (let q = 0; q < data.queries; q++) {
     if (data.ap[q] === null) continue;
@@ -212,15 +221,16 @@ function people() {
   sorted.sort((a, b) => a.mean - b.mean);
   const half = Math.min(8, Math.ceil(sorted.length / 2));
   const best = sorted.slice(half).slice(-half).reverse();
-  byId("worst").replaceChildren(...sorted.slice(0, half).map(personLink));
-  byId("best").replaceChildren(...best.map(personLink));
+  byId("worst").replaceChildren(...sorted.slice(0, half).map(identityLink));
+  byId("best").replaceChildren(...best.map(identityLink));
 }
 
-function personLink({ pid, query, mean }) {
-  const link = make("a", { href: `#id=${pid}` }, picture(query), `${pid}: ${percent(mean, 0)} %`);
+function identityLink({ pid, query, mean }) {
+  const id = identityName(pid), href = "#" + new URLSearchParams({ id });
+  const link = make("a", { href }, picture(query), `${id}: ${percent(mean, 0)} %`);
   link.addEventListener("click", (event) => {
     event.preventDefault();
-    go({ ...DEFAULTS, id: String(pid) });
+    go({ ...DEFAULTS, id });
     byId("lists").scrollIntoView();
   });
   return make("li", { class: "shot" }, link);
@@ -233,9 +243,11 @@ function values(labels) {
 }
 
 for (const value of values(data.camids)) {
-  form.elements.camera.append(make("option", { value }, String(value)));
+  form.elements.camera.append(make("option", { value }, cameraName(value)));
 }
-for (const value of values(data.pids)) byId("people").append(make("option", { value }));
+for (const pid of values(data.pids)) {
+  byId("known").append(make("option", { value: identityName(pid) }));
+}
 form.addEventListener("change", () => go(Object.fromEntries(new FormData(form))));
 form.addEventListener("reset", (event) => {
   event.preventDefault();
@@ -248,6 +260,6 @@ byId("rows").addEventListener("keydown", (event) => {
   if (step && cards.length) cards[cards.indexOf(event.target) + step]?.focus();
 });
 addEventListener("hashchange", follow);
-people();
+identities();
 render();
 follow();

@@ -1,4 +1,4 @@
-"""Which part of the body matched: the squared distance of two descriptors, split into their slots.
+"""Which part matched: the squared distance of two descriptors, split into their slots.
 
 A descriptor is its S slots of width D joined, so |f - g|^2 is the sum of |f_s - g_s|^2 over the slots s. This is exact
 for every model and every scale of the descriptors.
@@ -12,7 +12,7 @@ CHUNK = 1 << 23  # numbers held at once
 
 
 def layout(attrs: dict[str, Any], width: int) -> tuple[np.ndarray | None, str]:
-    """Where the slots of a features file are on the body, from its attributes `slots` (S, D) and `bands` (S, 2).
+    """Where the slots of a features file are in the image, from its attributes `slots` (S, D) and `bands` (S, 2).
 
     Returns (bands, ""): top and bottom of each slot's band as fractions of the height. (None, reason) where an
     attribute is missing or the slots do not fill the `width` of a descriptor.
@@ -29,7 +29,7 @@ def layout(attrs: dict[str, Any], width: int) -> tuple[np.ndarray | None, str]:
 
 
 def names(bands: np.ndarray) -> list[tuple[int, str]]:
-    """(column, name) of each slot. The slots of a column cover the body from top to bottom once.
+    """(column, name) of each slot. The slots of a column cover the image from top to bottom once.
 
     >>> names(np.array([[0, 0.5], [0.5, 1], [0, 1]]))
     [(0, '1 of 2'), (0, '2 of 2'), (1, 'whole')]

@@ -2,15 +2,17 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from reid.data.labels import Labels
 from reid.data.prepare import folder_of
 from reid.data.read import read_dataset
 from reid.errors import InputError, MissingInput
 from reid.evaluation.features import Features, short_names
 from reid.evaluation.record import USUAL, Record, Scoring, read_record
+from reid.inference.testset import labels_by_path
 
 logger = logging.getLogger(__name__)
 
@@ -109,17 +111,25 @@ class Content:
     device: Any = None
 
 
-def find_images(features: Features, content: Content) -> tuple[dict[str, str], str]:
-    """(image name -> file, what is missing or ""). Raises InputError where no image is found but they are needed."""
+class FoundImages(NamedTuple):
+    """files: of image names. missing: a sentence about images that were not found, or "". labels: of the dataset."""
+
+    files: dict[str, str]
+    missing: str = ""
+    labels: Labels = Labels()
+
+
+def find_images(features: Features, content: Content) -> FoundImages:
+    """The images of the features. Raises InputError where none is found but they are needed."""
     try:
         return image_files(features, content)
     except InputError as e:
         if content.need_images:
             raise
-        return {}, f"{e} The report has numbers and curves only."
+        return FoundImages({}, f"{e} The report has numbers and curves only.")
 
 
-def image_files(features: Features, content: Content) -> tuple[dict[str, str], str]:
+def image_files(features: Features, content: Content) -> FoundImages:
     record = features.record
     problems: list[str] = []
     dataset = content.dataset or record.dataset
@@ -134,8 +144,11 @@ def image_files(features: Features, content: Content) -> tuple[dict[str, str], s
         raise InputError(f"{folder} is not the dataset of these features: its fingerprint differs.")
     files = [image.path for image in (*found.query, *found.gallery)]
     paths = dict(zip(short_names(files), files))
+    labels = Labels()
+    if record.fingerprint and found.labels.given:
+        original = labels_by_path(found).sources
+        labels = replace(found.labels, sources={name: original[path] for name, path in paths.items()})
     names = [*features.query.names, *features.gallery.names]
-    missing = sum(name not in paths for name in names)
-    if not missing:
-        return paths, ""
-    return paths, f"{missing:,} of the {len(names):,} images are not in {folder}; the page shows empty boxes for them."
+    count = sum(name not in paths for name in names)
+    missing = f"{count:,} of the {len(names):,} images are not in {folder}; the page shows empty boxes for them."
+    return FoundImages(paths, missing if count else "", labels)

@@ -1,6 +1,7 @@
-"""Finished runs as one table, in Markdown and CSV: means over seeds, with published numbers beside them.
+"""Results as one table, in Markdown and CSV: means over the seeds of runs, with published numbers beside them.
 
-Runs that were scored with covered bands have a second table: the mAP that each loses if a band is covered.
+Evaluations of files that are in no run, of weights or of features, have rows of their own. Runs that were scored with
+covered bands have a second table: the mAP that each loses if a band is covered.
 """
 
 import csv
@@ -36,50 +37,78 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True)
 class Scored:
-    """One result of one run. width: length of a descriptor. scores: SCORES in 0..1."""
+    """One result. width: length of a descriptor. scores: SCORES in 0..1.
+
+    config, parameters and images_seen are None for a file that is in no run; its `folder` is the evaluation's.
+    """
 
     folder: Path
-    config: Config
+    config: Config | None
     record: Record
     width: int
-    parameters: int
-    images_seen: int
+    parameters: int | None
+    images_seen: int | None
     scores: tuple[float, float, float]
 
     @property
-    def model(self) -> Config:
-        """The configuration without its seed and without fields that do not affect results."""
+    def model(self) -> Config | str:
+        """The configuration without its seed and without fields that do not affect results; of a file its digest."""
+        if self.config is None:
+            return self.record.weights or self.record.features or str(self.folder)
         usual = Config()
         unimportant = {f: getattr(usual, f) for f in usual.to_json()["run"] if f != "profile"}
         return replace(self.config, **unimportant, seed=0)
 
     @property
+    def seed(self) -> int:
+        return self.config.seed if self.config else 0
+
+    @property
     def test(self) -> Record:
-        """The record without the weights: runs with equal tests can be compared."""
-        return replace(self.record, weights=None)
+        """The record without weights and features: rows with equal tests can be compared."""
+        return replace(self.record, weights=None, features=None)
 
 
 def read_runs(paths: Iterable[Path]) -> tuple[list[Scored], list[str]]:
-    """(a row for each result of each run under the paths, why other runs and results are left out).
+    """(a row for each result under the paths, why other runs and results are left out).
 
     A second run of the same configuration and seed is left out: it is not another seed. Raises MissingInput where
-    there is no run at all.
+    there is neither a run nor a result.
     """
-    rows: dict[tuple[Config, int, Record], Scored] = {}
+    rows: dict[tuple[Config | str, int, Record], Scored] = {}
     left_out = []
     for path in paths:
         folders = sorted({p.parent for p in path.rglob("config.json")}) if path.is_dir() else []
-        if not folders:
-            raise MissingInput(f"{path} has no run (a folder with config.json); give a run folder or one above it")
-        for folder in folders:
-            found, problems = read_run(folder)
+        alone = [p for p in sorted(path.rglob("result.json")) if not in_run(p)] if path.is_dir() else []
+        if not folders and not alone:
+            raise MissingInput(
+                f"{path} has no run (a folder with config.json) and no result of a file; give a run folder or one "
+                "above it"
+            )
+        for found, problems in (*map(read_run, folders), read_alone(alone)):
             left_out += problems
             for row in found:
-                kept = rows.setdefault((row.model, row.config.seed, row.test), row)
-                if kept.folder.resolve() != folder.resolve():
-                    same = f"same configuration and seed as {kept.folder}"
-                    left_out.append(f"{folder}, {row.record.dataset} ({same})")
+                kept = rows.setdefault((row.model, row.seed, row.test), row)
+                if kept.folder.resolve() != row.folder.resolve():
+                    same = f"same {'configuration and seed' if row.config else 'file and test'} as {kept.folder}"
+                    left_out.append(f"{row.folder}, {row.record.dataset} ({same})")
     return list(rows.values()), left_out
+
+
+def in_run(result: Path) -> bool:
+    """Whether a result.json is in a run folder."""
+    return (result.resolve().parent.parent / "config.json").is_file()
+
+
+def read_alone(results: Iterable[Path]) -> tuple[list[Scored], list[str]]:
+    """(a row for each result, why others are left out) of files that are in no run."""
+    rows, problems = [], []
+    for path in results:
+        try:
+            rows.append(Scored(path.parent, None, parameters=None, images_seen=None, **read_result(path)))
+        except InputError as e:
+            problems.append(str(e))
+    return rows, problems
 
 
 def read_run(folder: Path) -> tuple[list[Scored], list[str]]:
@@ -126,17 +155,16 @@ def read_result(path: Path) -> dict[str, Any]:
 
 def summary(rows: list[Scored]) -> list[Line]:
     """A line for each configuration and test, best mAP first: COLUMNS, scores as (mean, deviation or None)."""
-    groups: dict[tuple[Config, Record], list[Scored]] = {}
+    groups: dict[tuple[Config | str, Record], list[Scored]] = {}
     for row in rows:
         groups.setdefault((row.model, row.test), []).append(row)
-    names, labels, lines = changed_fields({row.model for row in rows}), labels_of(rows), []
-    for (config, test), found in groups.items():
+    names, labels, lines = names_of(rows), labels_of(rows), []
+    for (model, test), found in groups.items():
         known = published_for(found[0])
         scores = zip(*(row.scores for row in found))
         line = {
-            "model": config.model,
-            "changed": names[config],
-            "test": labels[config, test],
+            **names[model],
+            "test": labels[model, test],
             "seeds": len(found),
             "width": found[0].width,
             "parameters": found[0].parameters,
@@ -155,18 +183,18 @@ def covered(rows: list[Scored]) -> list[Line]:
     mAP is (mean over seeds, deviation or None), None where a band is missing. mean loss: mAP of the whole images minus
     the mean of all six.
     """
-    groups: dict[tuple[Config, Record], dict[str, list[Scored]]] = {}
+    groups: dict[tuple[Config | str, Record], dict[str, list[Scored]]] = {}
     for row in rows:
         whole = replace(row, record=replace(row.record, covered=0))
         tests = groups.setdefault((row.model, whole.test), {})
         tests.setdefault(str(row.record.covered) if row.record.covered else "whole", []).append(whole)
     groups = {key: tests for key, tests in groups.items() if tests.keys() - {"whole"}}
     shown = [row for tests in groups.values() for found in tests.values() for row in found]
-    names, labels, lines = changed_fields({row.model for row in shown}), labels_of(shown), []
-    for (config, test), tests in groups.items():
+    names, labels, lines = names_of(shown), labels_of(shown), []
+    for (model, test), tests in groups.items():
         scores = {band: mean_and_deviation([row.scores[0] for row in found]) for band, found in tests.items()}
         line = dict.fromkeys(COVERED_COLUMNS) | scores
-        line |= {"model": config.model, "changed": names[config], "test": labels[config, test]}
+        line |= {**names[model], "test": labels[model, test]}
         line["seeds"] = max(map(len, tests.values()))
         if len(scores) == 7:
             line["mean loss"] = (scores["whole"][0] - sum(scores[band][0] for band in BANDS) / 6, None)
@@ -180,22 +208,34 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
 
 def as_trained(row: Scored) -> Record:
     """The settings that a row's label omits: those of the training, and default scoring."""
-    c, precision = row.config, row.record.precision
-    return Record(split=c.split, h=c.h, w=c.w, flip=True, precision=precision, covered=0, scoring=USUAL)
+    c, precision = row.config or row.record, row.record.precision
+    split = row.config.split if row.config else 0
+    return Record(split=split, h=c.h, w=c.w, flip=True, precision=precision, covered=0, scoring=USUAL)
 
 
-def labels_of(rows: list[Scored]) -> dict[tuple[Config, Record], str]:
+def names_of(rows: list[Scored]) -> dict[Config | str, dict[str, str]]:
+    """The cells `model` and `changed` of each Scored.model. A file has the name of its evaluation's folder."""
+    changed = changed_fields({row.model for row in rows if isinstance(row.model, Config)})
+    names = {config: {"model": config.model, "changed": text} for config, text in changed.items()}
+    files: dict[str, list[str]] = {}
+    for row in rows:
+        if isinstance(row.model, str):
+            files.setdefault(row.model, []).append(row.folder.resolve().name.removeprefix("eval-"))
+    return names | {model: {"model": min(found, key=len), "changed": ""} for model, found in files.items()}
+
+
+def labels_of(rows: list[Scored]) -> dict[tuple[Config | str, Record], str]:
     """Each test by (configuration, test): the dataset, and what differs from the training's settings.
 
     The precision is named where the rows differ in it, a digest where two tests would have one label.
     """
-    several = len({row.record.precision for row in rows}) > 1
-    labels: dict[tuple[Config, Record], str] = {}
+    several = len({row.record.precision for row in rows} - {None}) > 1
+    labels: dict[tuple[Config | str, Record], str] = {}
     images: dict[str, set] = {}
     for row in rows:
         test = row.test
         parts = [test.dataset or "unknown", *words(test, as_trained(row))]
-        parts += [f"precision-{test.precision}"] if several else []
+        parts += [f"precision-{test.precision}"] if several and test.precision else []
         label = labels[row.model, test] = " ".join(parts)
         images.setdefault(label, set()).add((test.fingerprint, test.content))
     return {key: f"{label} {key[1].digest[:8]}" if len(images[label]) > 1 else label for key, label in labels.items()}
@@ -204,6 +244,8 @@ def labels_of(rows: list[Scored]) -> dict[tuple[Config, Record], str]:
 def published_for(row: Scored) -> list:
     """Published numbers of the row's method and test; none for a variant, or with other settings."""
     c = row.config
+    if c is None:
+        return []
     changes = c.changes(profile(c.profile, c.model))
     if any(f in changes for f in METHOD) or words(row.record, as_trained(row)):
         return []

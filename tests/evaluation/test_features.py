@@ -130,7 +130,7 @@ def test_other_images_or_damage_start_anew(tmp_path, caplog):
     renamed = {"query": [image._replace(pid=9) for image in QUERY], "gallery": GALLERY}
     model = Slots()
     extract_file(path, model, load, renamed, RECORD, "cpu")
-    assert model.images == 2 * COUNT and "other settings (other images)" in caplog.text
+    assert model.images == 2 * COUNT and "other settings (other images or labels)" in caplog.text
     path.unlink()
     with pytest.raises(KeyboardInterrupt):
         to_file(path, batches=lambda start: load(start, 32))

@@ -80,9 +80,12 @@ def test_ties_are_not_accepted():
     features = random_features(20, 100, 5, 4, 8)
     features.query.features[:] = features.gallery.features[:] = np.eye(8)[0]  # a model that sees no difference
     report = found(features)
-    assert set(report["tpr"].values()) == {0.0} and report["threshold"] < 0
+    assert set(report["tpr"].values()) == {0.0} and report["threshold"] == 0  # and not below 0
     low, high = report["threshold_interval"]
-    assert low == high == report["threshold"]
+    assert low == high == 0 and set(report["thresholds"].values()) == {0.0}
+    assert report["n_equal"] == report["n_different"]
+    text = str(evaluate(features, fpr=1e-3))
+    assert "no threshold has only 0.001 false accepts" in text and "-" not in text.split("distance <=")[1][:12]
 
 
 def test_threshold_interval_covers_other_samples(features):
@@ -118,5 +121,5 @@ def test_bad_input(features):
         with pytest.raises(InputError, match=r"--fpr .*: give a rate of false accepts above 0, at most 0\.01"):
             evaluate(features, fpr=fpr)
     one = random_features(5, 20, 1, 4, 8)
-    with pytest.raises(InputError, match="all query and gallery images show one person"):
+    with pytest.raises(InputError, match="all query and gallery images show one identity"):
         evaluate(one, fpr=1e-3)

@@ -192,3 +192,13 @@ def test_bench(subject, capsys):
     assert lines[0].startswith("20 x 200 x 8") and any(line.split("  ")[0] in ("published", "dense") for line in lines)
     assert main(["bench", subject, *sizes, "--alone"]) == 0
     assert "published" not in (out := capsys.readouterr().out) and "dense" not in out
+
+
+def test_lengths_and_euclidean_distance(features, caplog):
+    """Features of other lengths than 1, scored by Euclidean distance: one line names cosine, which is usual."""
+    evaluate(features)
+    long = [replace(side, features=3 * side.features) for side in (features.query, features.gallery)]
+    evaluate(Features(*long, {}), Scoring(metric="cosine"))
+    assert not caplog.text
+    evaluate(Features(*long, {}))
+    assert caplog.text.count("--metric cosine") == 1 and "not of unit length" in caplog.text

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from reid.data.labels import Labels
 from reid.errors import InputError, MissingInput
 from reid.files import locked
 from reid.gallery import hdf5 as module
@@ -31,7 +32,8 @@ def entries(count, width=8, seed=0, first=0) -> Entries:
 
 def content(gallery: Gallery):
     with gallery.open() as f:  # all of one state: another process may change the file between two openings
-        return f["features"][:], f["names"].asstr()[:].tolist(), f["pids"][:], f["camids"][:]
+        identities = f["labels/identities"].asstr()[:].astype(int)  # of these tests: numbers as text
+        return f["features"][:], f["names"].asstr()[:].tolist(), identities[f["pids"][:]], f["camids"][:]
 
 
 @pytest.mark.parametrize("chunk", [1, 100, 1 << 24])
@@ -51,8 +53,9 @@ def test_search_equals_a_sort_of_all_distances(chunk, dtype, tmp_path, monkeypat
             np.testing.assert_allclose(near, distances[row, order[row]], atol=1e-6)  # the same up to rounding
             np.testing.assert_allclose(answers.distances, near, atol=1e-6)
             assert answers.names == [e.names[i] for i in answers.rows]
-            assert answers.pids.tolist() == e.pids[answers.rows].tolist()
-            assert answers.camids.tolist() == e.camids[answers.rows].tolist()
+            assert answers.identities == [str(pid) for pid in e.pids[answers.rows]]
+            assert answers.cameras == [str(camid) for camid in e.camids[answers.rows]]
+            assert answers.sources == answers.names
     for answers in gallery.search(e.features[:5].astype(dtype), 2):
         assert answers.rows[1] == answers.rows[0] + 50
     limit = float(np.median(distances[0]))
@@ -68,17 +71,59 @@ def test_add_and_remove_equal_lists(tmp_path):
         gallery.add(MARK, new)
         rows |= dict(zip(new.names, new.features))
         gone = set(rng.sample(sorted(rows), min(len(rows), rng.randrange(3))))
-        assert gallery.remove(lambda names, _, gone=gone: np.array([n in gone for n in names], bool)) == len(gone)
+        assert gallery.remove(lambda known, gone=gone: np.array([n in gone for n in known.names], bool)) == len(gone)
         rows = {n: f for n, f in rows.items() if n not in gone}
-        features, names, pids, camids = content(gallery)
+        features, names, *_ = content(gallery)
         assert names == list(rows) and len(gallery) == len(rows)
         np.testing.assert_array_equal(features, np.array([*rows.values()]).reshape(-1, 8))
-        numbers = np.array([int(n[:-4]) for n in names], int)
-        assert pids.tolist() == (numbers // 2).tolist() and camids.tolist() == (numbers % 2).tolist()
-    gallery.remove(lambda names, _: np.ones(len(names), bool))
+        numbers = [int(n[:-4]) for n in names]
+        assert gallery.listing() == (names, [str(n // 2) for n in numbers], [str(n % 2) for n in numbers])
+    gallery.remove(lambda known: np.ones(len(known.names), bool))
     assert len(gallery) == 0 and gallery.search(entries(2).features, 3)[0].names == []
     gallery.add(MARK, entries(3))
     assert len(gallery) == 3
+
+
+def test_labels_are_text_and_join(tmp_path):
+    """Pids are numbers of one source; the gallery goes by labels, which are kept as they are."""
+    first = entries(4)._replace(labels=Labels(["anna", " anna", "7"], ["Camera 012", "gate"], {"0.jpg": "IMG 1.jpg"}))
+    first = first._replace(pids=np.array([0, 1, 2, -1]))
+    gallery = Gallery.create(tmp_path / "g.h5", MARK, first)
+    second = entries(3, seed=1, first=10)._replace(pids=np.array([7, 0, 1]), labels=Labels(["李雷", "anna"]))
+    gallery.add(MARK, second._replace(camids=np.array([-1, 5, 0])))
+    names = [*first.names, *second.names]
+    identities, cameras = ["anna", " anna", "7", "", "7", "李雷", "anna"], ["Camera 012", "gate"] * 2 + ["", "5", "0"]
+    assert gallery.listing() == (names, identities, cameras)
+    with gallery.open() as f:
+        assert f.attrs["gallery"] == 2 and set(f["labels/identities"].asstr()[:]) == {"anna", " anna", "7", "李雷"}
+    (found,) = gallery.search(first.features[:1], 7)
+    assert [identities[i] for i in found.rows] == found.identities
+    assert [cameras[i] for i in found.rows] == found.cameras
+    assert dict(zip(found.names, found.sources)) == {name: name for name in names} | {"0.jpg": "IMG 1.jpg"}
+    assert gallery.remove(lambda known: np.array([identity == "anna" for identity in known.identities])) == 2
+    assert gallery.listing().identities == [" anna", "7", "", "7", "李雷"]
+    assert "0.jpg" not in gallery.names()
+
+
+def test_format_1_is_read_and_becomes_format_2(tmp_path):
+    """Its numbers are the labels."""
+    e = entries(6)
+    with h5py.File(tmp_path / "g.h5", "w") as f:
+        f.create_dataset("names", data=e.names, dtype=h5py.string_dtype())
+        f["pids"], f["camids"], f["features"] = np.array([5, 5, 9, -1, 9, 2]), e.camids, e.features
+        f.attrs.update({"gallery": 1, **MARK._asdict()})
+    gallery = Gallery(tmp_path / "g.h5")
+    assert gallery.listing().identities == ["5", "5", "9", "", "9", "2"]
+    assert gallery.search(e.features[3:4], 1)[0].identities == [""]
+    assert gallery.search(e.features[2:3], 1)[0].identities == ["9"]
+    gallery.add(MARK, entries(1, seed=1, first=9)._replace(pids=np.array([0]), labels=Labels(["5"])))
+    assert gallery.listing().identities == ["5", "5", "9", "", "9", "2", "5"]
+    with gallery.open() as f:
+        assert f.attrs["gallery"] == 2
+    with h5py.File(gallery.path, "r+") as f:
+        f.attrs["gallery"] = 3
+    with pytest.raises(InputError, match="not a gallery"):
+        Gallery(gallery.path)
 
 
 def test_unsound_entries_are_refused_whole(tmp_path):
@@ -174,7 +219,7 @@ def test_removal_needs_little_memory(tmp_path, monkeypatch):
     gallery = Gallery.create(tmp_path / "g.h5", MARK, entries(40_000, width=64))
     tracemalloc.start()
     try:
-        gallery.remove(lambda names, pids: (pids > 0) & (pids < pids[-1]))
+        gallery.remove(lambda known: np.array([i not in ("0", "19999") for i in known.identities]))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

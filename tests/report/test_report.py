@@ -23,7 +23,7 @@ from reid.evaluation.record import Record, Scoring
 from reid.evaluation.results import evaluate
 from reid.report import lists, slots
 from reid.report.page import write_report
-from reid.report.sources import Content, Source, find_images, run_of
+from reid.report.sources import Content, FoundImages, Source, find_images, run_of
 
 BANDS = [(0, 0.5), (0.5, 1), (0, 1)]
 
@@ -240,7 +240,7 @@ def test_trained_run_has_everything(browser, trained, capsys):
     assert f"report in {page}" in capsys.readouterr().out
     browser.open(page)
     sections = browser.run("[...document.querySelectorAll('section')].map(s => s.id)")
-    assert sections == ["summary", "lists", "why", "open", "people", "maps", "training", "made"]
+    assert sections == ["summary", "lists", "why", "open", "identities", "maps", "training", "made"]
     parser = Images()
     parser.feed(page.read_text(encoding="utf-8"))
     assert len(parser.alts) >= 9 and all(parser.alts)
@@ -254,7 +254,7 @@ def test_trained_run_has_everything(browser, trained, capsys):
     browser.run("document.querySelector('.card').click()")
     assert browser.run("document.documentElement.scrollWidth") <= 390
     browser.size(1280, 900)
-    for picture in ("cmc", "ap", "cameras", "slots", "roc", "distances", "people", "training", "maps"):
+    for picture in ("cmc", "ap", "cameras", "slots", "roc", "distances", "identities", "training", "maps"):
         assert (page.parent / f"report-{picture}.png").stat().st_size > 1000
 
 
@@ -309,9 +309,9 @@ def test_images_are_those_of_the_recorded_split(tmp_path):
     )
     record = Record(dataset="small", split=1, fingerprint=dataset.fingerprint)
     content = Content(dataset_path=str(tmp_path))
-    paths, missing = find_images(Features(query, gallery, {}, record), content)
+    paths, missing, _ = find_images(Features(query, gallery, {}, record), content)
     assert missing == "" and set(paths) == {*query.names, *gallery.names}
-    paths, missing = find_images(Features(query, gallery, {}, replace(record, split=0)), content)
+    paths, missing, _ = find_images(Features(query, gallery, {}, replace(record, split=0)), content)
     assert not paths and "fingerprint" in missing
 
 
@@ -387,7 +387,7 @@ def test_market_sized_page_loads(browser, tmp_path, monkeypatch):
     monkeypatch.setattr(lists, "thumbnails", lambda paths: [one] * len(paths))
     names = [name for part in parts for name in part.names]
     paths = {name: name for name in names}
-    monkeypatch.setattr("reid.report.page.find_images", lambda *_: (paths, ""))
+    monkeypatch.setattr("reid.report.page.find_images", lambda *_: FoundImages(paths))
     write_report(Source(tmp_path / "out"), evaluate(features, fpr=1e-3), Content())
     page = tmp_path / "out" / "report.html"
     assert page.stat().st_size < 40e6
