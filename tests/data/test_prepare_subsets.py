@@ -1,5 +1,7 @@
 """The user's own split: subset folders, {subset}, --train and --query, completed and test-only sets."""
 
+import json
+
 import pytest
 from test_prepare import MARKET, write_files, write_zip
 from test_prepare_own import matched, pids, prepared
@@ -249,3 +251,15 @@ def test_own_images_in_this_layout_are_not_the_published_dataset(tmp_path, monke
     again = prepared(tmp_path / "supermarket", tmp_path, name="supermarket", layout="market")
     assert again.fingerprint == dataset.fingerprint
     assert check_lists(dataset) == []
+
+
+def test_evaluate_needs_no_training_images(tmp_path, weights, capsys):
+    source = write_files(tmp_path / "q", laid_out()[6:])
+    sets = ["--dataset_path", str(tmp_path / "sets")]
+    assert main(["prepare", "folder", "--source", str(source), "--test_only", *sets]) == 0
+    command = ["evaluate", "--weights", str(weights), "--exp_dir", str(tmp_path / "logs"), "--num_workers", "0"]
+    assert main([*command, "--dataset_type", "q", "--device", "cpu", *sets]) == 0
+    result = json.loads((tmp_path / "logs/q/eval-weights/result.json").read_text(encoding="utf-8"))
+    assert (result["n_query"], result["n_valid"], result["n_gallery"]) == (2, 2, 6)
+    assert main(["train", "--dataset_type", "q", "--pretrained", "none", *sets]) == 2
+    assert "trainval has 0 identities" in capsys.readouterr().err
