@@ -6,7 +6,6 @@
                           "distractors": [pid..], "sources": {file: original name},
                           "labels": {"identities": [label of each pid], "cameras": [..]},
                           "note": what is special about the test lists,
-                          "has_cameras": false if the source gave no cameras,
                           "prepared": {..}: what `prepare` made the dataset from
     <folder>/splits.json  [{"trainval": [pid..], "query": [pid..], "gallery": [pid..]}, ...]
     <folder>/test.json    [{"query": [[file, pid, camera]..], "gallery": [..]}, ...]; optional
@@ -80,7 +79,6 @@ def read_dataset(folder: str | Path, split: int = 0, report: Report = stop) -> D
         protocol=protocol,
         distractors=distractors,
         labels=read_labels(meta, folder / "meta.json", report),
-        has_cameras=meta.get("has_cameras") is not False,
     )
 
 

@@ -12,6 +12,7 @@ from reid.data.labels import Labels
 from reid.errors import InputError
 
 SUBSETS = ("trainval", "query", "gallery")
+WITHOUT_CAMERAS = "no cameras were given"  # in the protocol of a dataset that has none
 
 
 class Image(NamedTuple):
@@ -29,8 +30,6 @@ class Dataset:
     protocol: name of the test lists, stored in every result.
     distractors: pids of the gallery for which there is no query.
     labels: the user's names of identities, cameras and images.
-    has_cameras: False if the source gave no cameras: the training images are all of camera 0,
-    and in the test each query counts as camera 0 and the gallery as camera 1.
     """
 
     name: str
@@ -42,11 +41,15 @@ class Dataset:
     protocol: str
     distractors: frozenset[int]
     labels: Labels = field(default_factory=Labels)
-    has_cameras: bool = True
 
     @property
     def subsets(self) -> dict[str, list[Image]]:
         return {subset: getattr(self, subset) for subset in SUBSETS}
+
+    @property
+    def without_cameras(self) -> bool:
+        """Whether the images, or some of the combined datasets, have no cameras. Each image then counts as a match."""
+        return WITHOUT_CAMERAS in self.protocol
 
     @cached_property
     def fingerprint(self) -> str:
@@ -74,12 +77,12 @@ class Dataset:
         rows = dict(self.subsets)
         if self.distractors:
             rows["  distractors"] = [i for i in self.gallery if i.pid in self.distractors]
-        cameras = f"{self.num_cameras} cameras" if self.has_cameras else "no cameras"
+        cameras = f"{self.num_cameras} cameras" if not self.without_cameras else "no cameras"
         lines = [f"{self.name}: {cameras}, {self.protocol}"]
         lines.append(f"{'':<13}{'identities':>11}{'images':>10}{'cameras':>9}")
         for title, images in rows.items():
             pids, camids = {i.pid for i in images}, {i.camid for i in images}
-            seen = str(len(camids)) if self.has_cameras else "-"
+            seen = str(len(camids)) if not self.without_cameras else "-"
             lines.append(f"{title:<13}{len(pids):>11,}{len(images):>10,}{seen:>9}")
         return "\n".join(lines)
 
@@ -118,5 +121,4 @@ def combine(datasets: Sequence[Dataset]) -> Dataset:
         protocol=" + ".join(dataset.protocol for dataset in datasets),
         distractors=frozenset(distractors),
         labels=Labels(identities, cameras),
-        has_cameras=all(dataset.has_cameras for dataset in datasets),
     )

@@ -239,7 +239,7 @@ def test_labels_are_kept(tmp_path):
     dataset = prepared(write_files(tmp_path / "p", names), tmp_path / "sets")
     labels = dataset.labels
     assert labels.identities == ("0012", "Zoë", "anna", "王伟") and labels.cameras[0] == "unknown (query)"
-    assert not dataset.has_cameras and "mine: no cameras, test.json" in str(dataset)
+    assert dataset.without_cameras and "mine: no cameras, test.json" in str(dataset)
     for image in (*dataset.trainval, *dataset.query, *dataset.gallery):
         source = labels.source(PurePosixPath(image.path).name)
         assert source.startswith(f"{labels.identity(image.pid)}/IMG ")
@@ -247,7 +247,7 @@ def test_labels_are_kept(tmp_path):
     plan, _ = plan_own(rows, Drawing())
     assert {pid for _, pid, _ in plan.images} == {7, 9, 12}
     assert [plan.labels.identity(pid) for pid in (7, 9, 12)] == ["7", "009", "12"]
-    assert plan.labels.cameras == ["Camera 012", "Camera 3"] and plan.has_cameras
+    assert plan.labels.cameras == ["Camera 012", "Camera 3"]
 
 
 @pytest.mark.parametrize(
@@ -281,9 +281,9 @@ def test_sequences_take_the_place_of_cameras(tmp_path, caplog):
     names += [f"gina/s1_{i}.jpg" for i in range(3)]
     source = write_files(tmp_path / "p", names)
     dataset = prepared(source, tmp_path / "sets", template="{pid}/s{seq}_{}.jpg")
-    assert matched(dataset) and dataset.num_cameras == 2 and dataset.has_cameras
+    assert matched(dataset) and dataset.num_cameras == 2 and not dataset.without_cameras
     assert dataset.labels.cameras == ("sequence 1", "sequence 2")
-    assert "no cameras were given: sequences take their place" in dataset.protocol
+    assert "sequences take the place of cameras" in dataset.protocol
     gina = dataset.labels.identities.index("gina")
     assert gina in pids(dataset.trainval)  # seen in one sequence only
     assert "1 identities with images from one sequence are for training only" in caplog.text

@@ -1,13 +1,17 @@
 """The user's own split: subset folders, {subset}, --train and --query, completed and test-only sets."""
 
+import json
+
 import pytest
-from test_prepare import MARKET, write_files, write_zip
+from test_prepare import MARKET, names_only, write_files, write_zip
 from test_prepare_own import matched, pids, prepared
 
 from reid.__main__ import main
 from reid.data.check import check_lists
 from reid.data.prepare import open_dataset
+from reid.data.prepare.folders import rows_of_folders
 from reid.data.prepare.known import find_raw
+from reid.data.prepare.split import Drawing, plan_own
 from reid.data.prepare.subsets import subset_of
 from reid.data.published import PUBLISHED
 from reid.errors import InputError
@@ -249,3 +253,24 @@ def test_own_images_in_this_layout_are_not_the_published_dataset(tmp_path, monke
     again = prepared(tmp_path / "supermarket", tmp_path, name="supermarket", layout="market")
     assert again.fingerprint == dataset.fingerprint
     assert check_lists(dataset) == []
+
+
+def test_evaluate_needs_no_training_images(tmp_path, weights, capsys):
+    source = write_files(tmp_path / "q", laid_out()[6:])
+    sets = ["--dataset_path", str(tmp_path / "sets")]
+    assert main(["prepare", "folder", "--source", str(source), "--test_only", *sets]) == 0
+    command = ["evaluate", "--weights", str(weights), "--exp_dir", str(tmp_path / "logs"), "--num_workers", "0"]
+    assert main([*command, "--dataset_type", "q", "--device", "cpu", *sets]) == 0
+    result = json.loads((tmp_path / "logs/q/eval-weights/result.json").read_text(encoding="utf-8"))
+    assert (result["n_query"], result["n_valid"], result["n_gallery"]) == (2, 2, 6)
+    assert main(["train", "--dataset_type", "q", "--pretrained", "none", *sets]) == 2
+    assert "trainval has 0 identities" in capsys.readouterr().err
+
+
+def test_real_names_of_market_and_duke_give_the_published_counts(shared):
+    for name, file in (("market1501", "market1501"), ("dukemtmc", "dukeMTMC")):
+        lists = [shared / f"data/lists/triplet-reid/{file}_{part}.csv" for part in ("train", "query", "test")]
+        names = [line.split(",")[1] for p in lists for line in p.read_text(encoding="utf-8").splitlines()]
+        found = rows_of_folders(names_only(f"{file}/{n}" for n in names), layout="market")
+        plan, _ = plan_own(found.rows, Drawing())
+        assert plan.counts() == PUBLISHED[name]

@@ -13,8 +13,6 @@ from reid.errors import InputError
 logger = logging.getLogger(__name__)
 
 UNKNOWN = ("unknown (query)", "unknown (gallery)")  # labels of camera 0 and 1 without cameras
-NO_CAMERAS = "no cameras were given: each query counts as camera 0 and the gallery as camera 1"
-SEQUENCES = "no cameras were given: sequences take their place"
 
 
 @dataclass
@@ -36,11 +34,6 @@ class Labelled:
     @property
     def with_cameras(self) -> bool:
         return self.differ != "files"
-
-    @property
-    def note(self) -> str:
-        """What is special about the cameras; becomes part of the protocol."""
-        return {"cameras": "", "sequences": SEQUENCES, "files": NO_CAMERAS}[self.differ]
 
 
 def labelled(rows: list[Row]) -> Labelled:

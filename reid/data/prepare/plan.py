@@ -40,7 +40,6 @@ class Plan:
     dropped: Counter = field(default_factory=Counter)  # {reason: images}
     ignored: list[str] = field(default_factory=list)  # files that are not images
     labels: Labels = field(default_factory=Labels)
-    has_cameras: bool = True  # False: camids do not come from the source
     prepared: dict[str, Any] = field(default_factory=dict)  # what the dataset is made from
     extra: int = 0  # gallery images beyond the published ones
     note: str = ""  # what is special about the test lists; becomes part of the protocol

@@ -10,10 +10,14 @@ from reid.data.prepare.labelled import Labelled, labelled
 from reid.data.prepare.plan import ImageRow, Plan, Split
 from reid.data.prepare.rows import JUNK, Row
 from reid.data.prepare.subsets import KINDS
+from reid.data.records import WITHOUT_CAMERAS
 from reid.errors import InputError
 
 ByCamera = dict[int, list[int]]  # {camera: positions of the images of one identity}
 TEST_SHARE = 0.5
+NO_CAMERAS = f"{WITHOUT_CAMERAS}: each query counts as camera 0 and the gallery as camera 1"
+SEQUENCES = "sequences take the place of cameras"
+NOTES = {"cameras": "", "sequences": SEQUENCES, "files": NO_CAMERAS}  # by what matches differ in
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,7 @@ def plan_own(rows: list[Row], how: Drawing) -> tuple[Plan, str]:
         images = [(name, pid, int(i in gallery)) for i, (name, pid, _) in enumerate(images)]
     assert_matches(split, images, data)
     plan = Plan(images, [split], len(data.labels.cameras), labels=data.labels)
-    plan.note = "; ".join(filter(None, [*notes, data.note]))
-    plan.has_cameras = data.with_cameras
+    plan.note = "; ".join(filter(None, [*notes, NOTES[data.differ]]))
     for reason, count in ((f"junk (identity {JUNK})", len(rows) - len(kept)),
                           ("training images (--test_only)", len(kept) - len(used))):  # fmt: skip
         if count:
@@ -187,7 +190,7 @@ def assert_matches(split: Split, images: list[ImageRow], data: Labelled) -> None
 def understood(rows: list[Row], data: Labelled) -> str:
     labels = data.labels
     pids = {pid: None for _, pid, _ in data.images}
-    what = data.note
+    what = NOTES[data.differ]
     if data.differ == "cameras":
         what = f"{len(labels.cameras)} cameras ({shortened(labels.cameras, 8)})"
     lines = [f"understood: {len(data.images):,} images of {len(pids):,} identities; {what}"]

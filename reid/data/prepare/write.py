@@ -44,8 +44,6 @@ def write(name: str, plan: Plan, folder: Path, place: Place) -> None:
         meta["distractors"] = sorted(set(splits[0]["gallery"]) - set(splits[0]["query"]))
     if plan.note:
         meta["note"] = plan.note
-    if not plan.has_cameras:
-        meta["has_cameras"] = False
     if plan.labels.identities:
         meta["labels"] = {"identities": list(plan.labels.identities), "cameras": list(plan.labels.cameras)}
     meta["prepared"] = plan.prepared
