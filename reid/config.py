@@ -121,11 +121,11 @@ class Config:
     metric: str = in_evaluation("euclidean", "rank by this distance", ("euclidean", "cosine"))
     rerank: bool = in_evaluation(False, "re-rank with k-reciprocal neighbours")
     query_expansion: int = in_evaluation(0, "replace each query by its mean with its N nearest gallery images")
-    no_cameras: bool = in_evaluation(False, "do not exclude gallery images of the same person and camera")
+    no_cameras: bool = in_evaluation(False, "do not exclude gallery images of the same identity and camera")
     camera_pairs: bool = in_evaluation(False, "print mAP and Rank-1 for each pair of cameras")
     fpr: float = in_evaluation(1e-3, "recommend a threshold for this false-accept rate")
     occlude: tuple[int, ...] = in_evaluation(
-        (0,), "cover this sixth of each query (1 head, 6 feet); scores several one after the other", tuple(range(7))
+        (0,), "cover this sixth of each query (1 top, 6 bottom); scores several one after the other", tuple(range(7))
     )
 
     device: str = in_run("auto", "run on this device (auto: a GPU if there is one)", DEVICES, scripts=ALL)
