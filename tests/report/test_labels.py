@@ -3,11 +3,13 @@
 import csv
 import json
 import re
+from urllib.parse import quote
 
 import h5py
 import matplotlib
 import numpy as np
 import pytest
+from browser import Browser
 from conftest import make_dataset, make_weights
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
@@ -44,6 +46,16 @@ def zoo(tmp_path_factory):
     flags = ["--dataset_type", "zoo", "--dataset_path", str(root / "data"), "--exp_dir", str(root / "logs")]
     assert main(["evaluate", "--weights", str(weights), *flags, "--camera_pairs", "--report"]) == 0
     return root, root / "logs" / "zoo" / "eval-weights", sources
+
+
+@pytest.fixture(scope="module")
+def browser():
+    try:
+        browser = Browser()
+    except FileNotFoundError:
+        pytest.skip("chromium is not installed (Debian: apt-get install chromium)")
+    yield browser
+    browser.close()
 
 
 def rows_of(path) -> list[dict]:
@@ -101,6 +113,18 @@ def test_the_page_shows_labels_and_no_people(zoo):
     shown = re.sub(r"data:[^\"]*|<script.*?</script>|<style.*?</style>", "", text, flags=re.DOTALL)
     assert not re.search(r"\b(person|people|pedestrian|body(?!>))", shown, re.IGNORECASE)
     assert "李雷" in shown and "camera Camera 012 to gate" in shown
+
+
+def test_browser_filters_by_label(browser, zoo):
+    _, folder, _ = zoo
+    browser.open(folder / "report.html", "#id=" + quote("李雷"))
+    titles = browser.run("[...document.querySelectorAll('.query h3')].map(h => h.textContent)")
+    assert len(titles) == 2 and all(title.startswith("identity 李雷, camera ") for title in titles)
+    assert any("IMG 36.jpg" in title for title in titles)
+    options = browser.run("[...document.querySelectorAll('[name=camera] option')].map(o => o.textContent)")
+    assert options == ["all", *CAMERAS] and not browser.errors
+    image = "document.querySelector('.card img')"
+    assert browser.run(f"{image}.decode().then(() => {image}.clientWidth / {image}.clientHeight)") == 2
 
 
 def test_pictures_keep_the_shape(zoo):
