@@ -60,7 +60,7 @@ def as_text(found: Tables) -> str:
 def rests_on(dataset: Dataset) -> str:
     """How much of the test rests on one camera, or "" without cameras."""
     shares = camera_shares(dataset)
-    if shares is None or not dataset.has_cameras:
+    if shares is None or dataset.without_cameras:
         return ""
     (query, n), (match, m) = shares
     names = Names.of(dataset)

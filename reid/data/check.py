@@ -98,7 +98,7 @@ def pairs(dataset: Dataset) -> Iterator[Finding]:
     what = ""
     if max(images.values()) == 1:
         what = "has two images, so training never sees two different images of one person"
-    elif max(map(len, cameras.values())) == 1 and dataset.has_cameras:
+    elif max(map(len, cameras.values())) == 1 and not dataset.without_cameras:
         what = "is seen by two cameras, so training does not learn to match across cameras"
     if what:
         what = f"none of the {len(images):,} training identities {what}"
@@ -167,7 +167,7 @@ def camera_shares(dataset: Dataset) -> Shares | None:
 def one_camera(dataset: Dataset) -> Iterator[Finding]:
     """A test whose queries, or whose matches, are nearly all from one camera."""
     shares = camera_shares(dataset)
-    if shares is None or not dataset.has_cameras or len(dataset.query) < FEW_QUERIES:
+    if shares is None or dataset.without_cameras or len(dataset.query) < FEW_QUERIES:
         return
     named, cameras = Names.of(dataset), {image.camid for image in (*dataset.query, *dataset.gallery)}
     sides = [("queries", shares.query)]
