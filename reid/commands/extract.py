@@ -1,16 +1,18 @@
 """python -m reid extract: descriptors of any images."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from reid.commands.flags import add_flags, add_images_flags, given_flags
 from reid.config import Config
-from reid.data.images import ReadImages, find_images, read_images
+from reid.data.images import ReadImages, list_images, read_images
+from reid.data.labels import Labels
 from reid.data.loader import in_order
 from reid.device import find_hardware, set_up
 from reid.errors import InputError
-from reid.evaluation.features import common_folder
+from reid.evaluation.features import common_folder, short_names
 from reid.evaluation.record import Record
 from reid.evaluation.store import is_features, read_h5
 from reid.files import atomic_file, writing
@@ -30,14 +32,14 @@ def main(arguments) -> int:
         raise InputError(f"--out {out}: expected a file name ending in .h5 or .npz")
     if out.suffix == ".h5" and out.exists() and not is_features(out):
         raise InputError(f"--out {out}: this file is not a features file and is not replaced; give another name")
-    images = find_images(arguments.images)
+    images, labels = list_images(arguments.images)
     extractor = open_extractor(arguments)
     found = read_images(images, extractor.size, extractor.num_workers, extractor.device, arguments.skip_bad)
     with writing(out):
         if out.suffix == ".h5":
-            extract_to(out, extractor, found)
+            extract_to(out, extractor, found, labels)
         else:
-            extract_npz(out, extractor, found)
+            extract_npz(out, extractor, found, labels)
     print(f"{len(found.images)} descriptors in {out}")
     return 0
 
@@ -60,7 +62,7 @@ def open_extractor(arguments) -> Extractor:
     )
 
 
-def extract_to(path: Path, extractor: Extractor, found: ReadImages) -> None:
+def extract_to(path: Path, extractor: Extractor, found: ReadImages, labels: Labels) -> None:
     """Writes a features.h5 with all images as gallery. Continues an interrupted call with the same images."""
 
     def load(start: int):
@@ -75,16 +77,21 @@ def extract_to(path: Path, extractor: Extractor, found: ReadImages) -> None:
         flip=extractor.flip,
         precision=extractor.precision,
     )
-    folder = common_folder([image.path for image in found.images])
-    extract_file(path, extractor.model, load, {"gallery": found.images}, record, extractor.device, folder=folder)
+    paths = [image.path for image in found.images]
+    folder, labels = common_folder(paths), replace(labels, sources=dict(zip(paths, short_names(paths))))
+    extract_file(
+        path, extractor.model, load, {"gallery": found.images}, record, extractor.device, labels, folder=folder
+    )
 
 
-def extract_npz(path: Path, extractor: Extractor, found: ReadImages) -> None:
+def extract_npz(path: Path, extractor: Extractor, found: ReadImages, labels: Labels) -> None:
     """Writes .npz through a temporary features.h5, because an .npz cannot be written row by row."""
     work = path.with_name(f".{path.name}.h5")
-    extract_to(work, extractor, found)
+    extract_to(work, extractor, found, labels)
     sides, attrs = read_h5(work)
     features, pids, camids, names = sides["gallery"]
     with atomic_file(path) as temporary, open(temporary, "wb") as f:
+        if labels.given:
+            attrs |= {"identities": [*labels.identities], "cameras": [*labels.cameras]}
         np.savez(f, features=features, pids=pids, camids=camids, names=np.array(names), **attrs)
     work.unlink()

@@ -10,7 +10,7 @@ import numpy as np
 
 from reid.commands.extract import open_extractor
 from reid.commands.flags import add_flags, add_images_flags, given_flags
-from reid.data.images import find_images, read_images
+from reid.data.images import ReadImages, list_images, read_images
 from reid.data.labels import Labels
 from reid.data.loader import in_order
 from reid.errors import InputError, MissingInput
@@ -52,7 +52,8 @@ def add_arguments(parser) -> None:
     sub.add_argument("--names", nargs="+", default=[], help="remove these names, as search prints them")
     sub.add_argument("--pids", nargs="+", default=[], help="remove the entries of these identities, by their labels")
     sub = action("search", "find the nearest entries of one or more images")
-    sub.add_argument("--images", required=True, nargs="+", help="search for these images")
+    sub.add_argument("--images", required=True, nargs="+", help="search for these images, folders or lists")
+    sub.add_argument("--skip_bad", action="store_true", help="leave out images that cannot be read, and list them")
     sub.add_argument("--top", type=int, default=10, metavar="N", help="list at most N answers (default 10)")
     sub.add_argument("--threshold", type=float, default=np.inf, help="largest squared distance, as in evaluate.py")
     sub.add_argument("--picture", metavar="FILE", help="draw queries and answers (.png, .jpg)")
@@ -89,19 +90,23 @@ def put(a) -> int:
 
 def from_images(a, path: Path, gallery: Gallery | None) -> tuple[Fingerprint, Entries]:
     """(fingerprint, entries) of --images for the gallery at `path`. gallery: None for a new one."""
-    images = find_images(a.images)
+    images, labels = list_images(a.images)
     extractor = open_extractor(a)
     mark = fingerprint(extractor)
     if gallery is not None:  # check before the long work
         gallery.refuse_other(mark)
         check_names([beside(i.path, path) for i in images], gallery.names())
     found = read_images(images, extractor.size, extractor.num_workers, extractor.device, a.skip_bad)
+    names = [beside(image.path, path) for image in found.images]
+    places = np.array([(image.pid, image.camid) for image in found.images], np.int64)
+    return mark, Entries(descriptors(extractor, found), names, places[:, 0], places[:, 1], labels)
+
+
+def descriptors(extractor: Extractor, found: ReadImages) -> np.ndarray:
+    """(N, S x D) float32 of the images that were read."""
     batches = found.store.batches(in_order(len(found.images), extractor.batch_size))
     total, device = len(found.images), extractor.device
-    features = extract(extractor.model, batches, total, device, extractor.flip, extractor.precision)
-    names = [beside(image.path, path) for image in found.images]
-    labels = np.array([(image.pid, image.camid) for image in found.images], np.int64)
-    return mark, Entries(features, names, labels[:, 0], labels[:, 1])
+    return extract(extractor.model, batches, total, device, extractor.flip, extractor.precision)
 
 
 def beside(image: str, gallery: Path) -> str:
@@ -169,16 +174,19 @@ def search(a) -> int:
     gallery = Gallery(a.gallery)
     extractor = open_extractor(a)
     gallery.refuse_other(fingerprint(extractor))
-    found = gallery.search(extractor(a.images), a.top, a.threshold)
-    for image, answers in zip(a.images, found):
+    images = list_images(a.images).images
+    read = read_images(images, extractor.size, extractor.num_workers, extractor.device, a.skip_bad)
+    queries = [image.path for image in read.images]
+    found = gallery.search(descriptors(extractor, read), a.top, a.threshold)
+    for image, answers in zip(queries, found):
         print(f"{image}\n{as_text(answers)}")
         if not answers.names:
             print(f"  no entry within {a.threshold:g}")
     if a.csv:
-        write_csv(Path(a.csv), a.images, found)
+        write_csv(Path(a.csv), queries, found)
     if a.picture:
         root = Path(a.root) if a.root else gallery.path.parent
-        picture, missing = draw_answers(a.images, found, root)
+        picture, missing = draw_answers(queries, found, root)
         save_picture(picture, Path(a.picture))
         if missing:
             logger.warning(f"{missing} images of the answers are not in {root} and are grey; --root names their folder")

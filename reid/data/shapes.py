@@ -21,6 +21,8 @@ def size_of(path: str) -> tuple[int, int]:
     """(height, width) of an upright image file, from its header. Raises InputError."""
     try:
         with PILImage.open(path) as image:
+            if image.format == "TIFF":
+                image.load()  # Pillow turns it then, and removes the orientation
             turned = image.getexif().get(ORIENTATION) in TURNED
             return (image.width, image.height) if turned else (image.height, image.width)
     except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and others for bad files

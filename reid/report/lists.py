@@ -2,6 +2,7 @@
 
 import base64
 import io
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ from reid.evaluation.ranking import check_labels, same_person
 from reid.evaluation.rerank import expand_queries, reciprocal_blocks
 from reid.evaluation.results import Result
 from reid.report import slots
+
+logger = logging.getLogger(__name__)
 
 RIGHT, WRONG, JUNK = 0, 1, 2
 KINDS = ("right", "wrong", "junk")
@@ -106,7 +109,8 @@ def thumbnails(paths: Sequence[str]) -> list[bytes]:
     def thumbnail(path: str) -> bytes:
         try:
             pixels = fitted(path, height, WIDEST * height)
-        except InputError:
+        except InputError as e:
+            logger.warning(f"{e} (the report has no picture of it)")
             return b""
         out = io.BytesIO()
         PILImage.fromarray(pixels).save(out, "WEBP", quality=quality, method=2)

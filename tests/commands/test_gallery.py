@@ -1,6 +1,7 @@
 """python -m reid gallery: every action, and what it refuses."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -68,13 +69,18 @@ def test_the_commands(weights, tiny, tmp_path, script, monkeypatch):
     done = run("remove", g, "--names", names[0], "--pids", 3, 4)
     assert "9 removed" in done.stdout and "has 15 entries" in done.stdout
 
+    (tmp_path / "many").mkdir()
+    for i in range(80):
+        shutil.copy(images[0], tmp_path / "many" / f"{i}.jpg")
     (tmp_path / "bad.jpg").write_bytes(b"")
+    done = run("search", g, "--weights", weights, "--images", tmp_path / "bad.jpg", images[12], "--skip_bad")
+    assert done.returncode == 0 and "bad.jpg is empty" in done.stderr and str(images[12]) in done.stdout
     for command, said in [
         (["search", g, "--weights", weights, "--images", tmp_path / "bad.jpg"], "bad.jpg"),
         (["search", g, "--weights", weights, "--images", images[0], "--picture", tmp_path / "x.txt"], ".png"),
         (["search", g, "--weights", weights, "--images", images[0], "--top", 0], "--top"),
         (
-            ["search", g, "--weights", weights, "--images", *[images[0]] * 80, "--picture", tmp_path / "x.webp"],
+            ["search", g, "--weights", weights, "--images", tmp_path / "many", "--picture", tmp_path / "x.webp"],
             "use .png",
         ),
         (["search", g, "--weights", weights, "--images", images[0], "--threshold", "nan"], "--threshold nan"),
@@ -90,3 +96,25 @@ def test_the_commands(weights, tiny, tmp_path, script, monkeypatch):
         refused = run(*command)
         assert refused.returncode == 2 and said in refused.stderr and "Traceback" not in refused.stderr, refused
     assert "15" in run("info", g).stdout
+
+
+def test_a_table_keeps_its_labels_in_a_gallery(weights, images, tmp_path, script):
+    table = tmp_path / "list.csv"
+    rows = [f"{path},{who},yard" for path, who in zip(images[::9], ("anna", "bert", "007"))]
+    table.write_text("path,pid,camid\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    direct, by_file, features = tmp_path / "a.h5", tmp_path / "b.h5", tmp_path / "f.h5"
+
+    def run(*arguments):
+        done = script("reid/__main__.py", *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run("gallery", "create", direct, "--weights", weights, "--images", table)
+    run("extract", "--weights", weights, "--images", table, "--out", features)
+    run("gallery", "create", by_file, "--features", features)
+    run("extract", "--weights", weights, "--images", table, "--out", tmp_path / "f.npz")
+    with np.load(tmp_path / "f.npz") as f:
+        assert f["identities"][f["pids"]].tolist() == ["anna", "bert", "007"] and f["cameras"].tolist() == ["yard"]
+    for gallery in (direct, by_file):
+        out = run("gallery", "search", gallery, "--weights", weights, "--images", images[9], "--top", "1")
+        assert out.splitlines()[-1].split()[2:4] == ["bert", "yard"], out

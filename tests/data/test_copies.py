@@ -16,7 +16,7 @@ from reid.data import copies
 from reid.data.check import check_lists
 from reid.data.copies import Placed, similar_images
 from reid.data.read import read_dataset
-from reid.data.records import Dataset, Image
+from reid.data.records import WITHOUT_CAMERAS, Dataset, Image
 
 
 def rules(found: list[dict]) -> list[tuple[str, str]]:
@@ -159,11 +159,11 @@ def test_similar_images_are_those_of_a_loop_over_all_pairs(monkeypatch):
     assert found == expected and len(found) > 10
 
 
-def dataset(trainval, query=((50, 0),), gallery=((50, 1),), has_cameras=True) -> Dataset:
+def dataset(trainval, query=((50, 0),), gallery=((50, 1),), protocol="") -> Dataset:
     """Of (pid, camid) pairs. The files do not exist; the rules of the lists open none."""
     lists = [[Image(f"{s}{i}.jpg", *place) for i, place in enumerate(some)] for s, some in
              zip("tqg", (trainval, query, gallery))]  # fmt: skip
-    return Dataset("x", Path("x"), *lists, num_cameras=4, protocol="", distractors=frozenset(), has_cameras=has_cameras)
+    return Dataset("x", Path("x"), *lists, num_cameras=4, protocol=protocol, distractors=frozenset())
 
 
 def messages(of: Dataset, rule: str) -> list[str]:
@@ -177,7 +177,7 @@ def test_a_training_set_with_nobody_seen_twice():
     places = [(pid, pid % 2) for pid in range(9) for _ in range(3)]
     assert "none of the 9 training identities is seen by two cameras" in messages(dataset(places), "pairs")[0]
     assert messages(dataset([*places, (0, 1)]), "pairs") == []
-    assert messages(dataset([(pid, 0) for pid in range(9) for _ in range(3)], has_cameras=False), "pairs") == []
+    assert messages(dataset([(pid, 0) for pid in range(9) for _ in range(3)], protocol=WITHOUT_CAMERAS), "pairs") == []
 
 
 def test_a_test_that_rests_on_one_camera():
@@ -190,7 +190,7 @@ def test_a_test_that_rests_on_one_camera():
     gallery = [(50 + i, 2) for i in range(20)]
     (message,) = messages(dataset(train, query, gallery), "one camera")
     assert "100% of the matches are from camera 2" in message
-    assert messages(dataset(train, query, gallery, has_cameras=False), "one camera") == []
+    assert messages(dataset(train, query, gallery, protocol=WITHOUT_CAMERAS), "one camera") == []
     gallery += [(50 + i, 0) for i in range(6)]  # 20 of 26 are 77%
     assert messages(dataset(train, query, gallery), "one camera") == []
 

@@ -11,6 +11,7 @@ from PIL import ImageOps
 
 from reid.data.images import find_images, list_images
 from reid.data.loader import decode, open_image, pixels_of
+from reid.data.shapes import size_of
 from reid.errors import InputError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (48, 20, 3), np.uint8)
@@ -63,6 +64,7 @@ def test_exif_orientation_as_pillow_applies_it(tmp_path, kind, orientation):
     path = tmp_path / "a.img"
     path.write_bytes(content)
     np.testing.assert_array_equal(decode(str(path), 64, 32), resized)
+    assert size_of(str(path)) == expected.size[::-1]
 
 
 def test_images_without_orientation_keep_every_bit():
@@ -79,8 +81,8 @@ def test_damaged_exif_is_no_reason_to_refuse_an_image():
 
 
 def test_every_file_is_opened_by_one_function():
-    """No other module of the library opens an image file. bench/data.py has the plain form to compare with."""
+    """shapes.py reads the size in the header; bench/data.py has the plain form to compare with."""
     opened = {
         path.name for path in (ROOT / "reid").rglob("*.py") if "PILImage.open(" in path.read_text(encoding="utf-8")
     }
-    assert opened == {"loader.py", "data.py"}
+    assert opened == {"loader.py", "shapes.py", "data.py"}
