@@ -12,6 +12,8 @@ from reid.data.labels import Labels
 from reid.errors import InputError
 
 SUBSETS = ("trainval", "query", "gallery")
+WITHOUT_CAMERAS = "no cameras were given"  # in the protocol of a dataset that has none
+EASY = "without cameras, near-duplicate frames can answer each other, so these scores are easy to reach"
 
 
 class Image(NamedTuple):
@@ -44,6 +46,11 @@ class Dataset:
     @property
     def subsets(self) -> dict[str, list[Image]]:
         return {subset: getattr(self, subset) for subset in SUBSETS}
+
+    @property
+    def without_cameras(self) -> bool:
+        """Whether the images, or some of the combined datasets, have no cameras. Each image then counts as a match."""
+        return WITHOUT_CAMERAS in self.protocol
 
     @cached_property
     def fingerprint(self) -> str:

@@ -6,12 +6,13 @@ from collections import defaultdict
 from reid.data.messages import shortened
 from reid.data.prepare.own import Row
 from reid.data.prepare.plan import ImageRow, Plan, Split
+from reid.data.records import WITHOUT_CAMERAS
 from reid.errors import InputError
 
 JUNK = "-1"  # label of images that show no identity
 MOST_PID = 100_000  # smaller whole numbers are kept as pids; other labels are numbered
 ByCamera = dict[int, list[int]]  # {camera: rows of the images of one identity}
-NO_CAMERAS = "no cameras were given: each query counts as camera 0 and the gallery as camera 1"
+NO_CAMERAS = f"{WITHOUT_CAMERAS}: each query counts as camera 0 and the gallery as camera 1"
 
 
 def plan_own(rows: list[Row], test_share: float, seed: int) -> tuple[Plan, str]:
