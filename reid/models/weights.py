@@ -46,8 +46,8 @@ def read_weights(path: str | Path) -> tuple[nn.Module, Config]:
     else:
         first = ", ".join(map(str, list(content)[:3]))
         raise InputError(
-            f"{path} has weights neither of this project nor of the published layout (its first keys: {first}). Convert "
-            f"it with: python -m reid import {path} weights.pth; from a backbone without heads start a training: "
+            f"{path} has weights neither of this project nor of the published layout (its first keys: {first}). "
+            f"Convert it with: python -m reid import {path} weights.pth. A backbone without heads can start a training: "
             f"python train.py --pretrained {path}"
         )
     model = build_model(config, classes)
