@@ -73,7 +73,9 @@ class Config:
 
     model: str = in_model("rrid", "train this method with its recipe", MODELS)
     backbone: str = in_model("resnet50", "use this torchvision network as the backbone", CHOICES["backbone"])
-    pretrained: str = in_model("auto", "start from ImageNet weights (auto), from random ones (none), or from a file")
+    pretrained: str = in_model(
+        "auto", "start from ImageNet weights (auto), from random ones (none), or from any file of trained weights"
+    )
     last_stride: int = in_model(
         1, "set the stride of the last stage (baseline, strong_baseline)", CHOICES["last_stride"]
     )
@@ -115,6 +117,9 @@ class Config:
     compile: bool = in_training(False, "compile the backbone with torch.compile", scripts=("train", *INFERENCE))
     seed: int = in_training(0, "seed weights, batches and augmentation")
     eval_every: int = in_training(5, "validate every N epochs with --train_set train (0: never, keep the last weights)")
+    # written by a finished run that is trained longer
+    continued_from: tuple[int, ...] = in_training((), "steps at which the run was finished before", scripts=())
+    schedule_from: int = in_training(0, "step at which the schedule was restarted", scripts=())
 
     ap: str = in_evaluation("step", "compute the average precision this way", ("step", "trapezoid"))
     cmc: str = in_evaluation("market1501", "use this definition of CMC", ("market1501", "allshots", "cuhk03"))
@@ -134,7 +139,12 @@ class Config:
     )
     exp_dir: str = in_run("./logs", "write runs to EXP_DIR/dataset/name", scripts=BOTH)
     name: str = in_run("", "name the run (default: the fields that differ from the profile)")
-    resume: str = in_run("", "continue the newest unfinished run of this name, or the given folder")
+    resume: str = in_run(
+        "",
+        "continue the newest unfinished run of this name, or the given folder; with a greater --epochs or "
+        "--max_steps also a finished run",
+    )
+    restart_schedule: bool = in_run(False, "run the schedule again over the steps added to a finished run")
     allow_changes: bool = in_run(False, "resume even if the configuration differs")
     steps_per_log: int = in_run(100, "write metrics every N steps", minimum=1)
     print_freq: int = in_run(10, "refresh the progress line every N steps", minimum=1)

@@ -6,6 +6,7 @@ import shutil
 import time
 import warnings
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from reid.files import atomic_file, locked, write_json, writing
 from reid.profiles import run_name
 
 logger = logging.getLogger(__name__)
+
+MOST_NAMED = 5  # runs in a message
+LONGER = "longer"  # an empty file in a finished run until it has been trained longer
 
 
 class Run:
@@ -55,6 +59,30 @@ class Run:
             folder.mkdir(parents=True)
             write_json(folder / "config.json", config.to_json())
         return cls(folder)
+
+    def lengthen(self, config: Config) -> None:
+        """Makes a finished run unfinished, with a configuration of more steps. Its weights.pth stays for now."""
+        if self.silent:
+            return
+        (self.folder / LONGER).touch()
+        own = replace(config, resume="", allow_changes=False)  # of this command alone
+        write_json(self.folder / "config.json", own.to_json())
+
+    def set_results_aside(self, step: int) -> None:
+        """Moves the evaluations of the weights after `step`, which new weights replace, to until-step-N."""
+        for folder in sorted(self.folder.glob("eval-*")):
+            place = self.folder / f"until-step-{step}"
+            place.mkdir(exist_ok=True)
+            target, number = place / folder.name, 1
+            while target.exists():
+                number += 1
+                target = place / f"{folder.name}-{number}"
+            folder.rename(target)
+            self.say(f"results of the weights after step {step} are now in {target}")
+
+    def end_lengthening(self) -> None:
+        """Makes a run that was trained longer finished again."""
+        (self.folder / LONGER).unlink(missing_ok=True)
 
     def say(self, line: str) -> None:
         """Logs a line and appends it to log.txt."""
@@ -114,8 +142,8 @@ def step_of(line: str) -> float:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the run has written weights.pth, its last file."""
-    return (folder / "weights.pth").is_file()
+    """Whether the run has written weights.pth, its last file, and is not being trained longer."""
+    return (folder / "weights.pth").is_file() and not (folder / LONGER).exists()
 
 
 def read_config(folder: Path) -> Config:
@@ -149,9 +177,12 @@ def find_unfinished(config: Config) -> Path:
     """
     if config.resume != "newest":
         folder = Path(config.resume)
-        read_config(folder)
-        if is_finished(folder):
-            raise InputError(f"--resume {folder}: this run is finished; evaluate it, or start a new one")
+        stored = read_config(folder)
+        if is_finished(folder) and (config.epochs, config.max_steps) == (stored.epochs, stored.max_steps):
+            raise InputError(
+                f"--resume {folder}: this run is finished; evaluate it, or give a greater --epochs or --max_steps "
+                "to train it longer"
+            )
         return folder
     name = run_name(config)
     unfinished = {f: run_name(stored) for f, stored in runs_of(config) if not is_finished(f)}
@@ -164,15 +195,18 @@ def find_unfinished(config: Config) -> Path:
     return max(named, key=lambda f: f.stat().st_mtime)
 
 
-def newest_weights(exp_dir: str, dataset: str) -> Path:
-    """weights.pth of the newest finished run on a dataset. Raises MissingInput."""
-    parent = Path(exp_dir) / dataset
-    found = max(parent.glob("*/weights.pth"), key=lambda f: f.stat().st_mtime, default=None)
-    if found is None:
-        raise MissingInput(
-            f"no finished run under {parent}; train one with train.py, or name a file with --pretrained_weights_dir"
-        )
-    return found
+def newest_weights(exp_dir: str, dataset: str | None = None) -> Path:
+    """weights.pth of the newest finished run, on a dataset or on any. Raises MissingInput with the runs on others."""
+    found = sorted(Path(exp_dir).glob("*/*/weights.pth"), key=lambda f: f.stat().st_mtime, reverse=True)
+    wanted = [path for path in found if dataset in (None, path.parent.parent.name)]
+    if wanted:
+        return wanted[0]
+    place = exp_dir if dataset is None else Path(exp_dir) / dataset
+    if not found:
+        raise MissingInput(f"no finished run under {place}; train one with train.py, or name a file with --weights")
+    names = ", ".join(path.as_posix() for path in found[:MOST_NAMED])
+    more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+    raise MissingInput(f"no finished run under {place}; name one of these with --weights: {names}{more}")
 
 
 def evaluation_folder(weights: Path, exp_dir: str, dataset: str) -> Path:

@@ -61,7 +61,7 @@ def checked(a) -> dict[str, Any]:
     for name in ("seeds", "jobs"):
         if getattr(a, name) < 1:
             raise InputError(f"--{name} {getattr(a, name)} is too small; the smallest value is 1")
-    for name in ("name", "resume", "allow_changes"):
+    for name in ("name", "resume", "allow_changes", "restart_schedule"):
         if name in given:
             raise InputError(f"--{name} is for a single run; ablate names and continues its cells automatically")
     return given

@@ -11,6 +11,7 @@ from reid.commands.evaluate import Request
 from reid.config import Config
 from reid.data.prepare import folder_of, open_dataset
 from reid.data.read import read_json
+from reid.data.records import EASY
 from reid.data.shapes import warn_of_shape
 from reid.device import find_hardware, resolve_precision, set_up
 from reid.errors import InputError
@@ -69,6 +70,8 @@ def score(
     with writing(folder):
         result.save(folder)
     print(f"{result}\nresult in {folder}")
+    if result.features.query.camids is None:
+        print(EASY)
     if config.report:
         from reid.report.page import write_report
         from reid.report.sources import Content, Source, run_of
@@ -81,7 +84,8 @@ def score(
 def score_weights(request: Request) -> None:
     """Scores weights on each dataset. Every process of a distributed evaluation calls it."""
     asked = request.config
-    weights = Path(asked.pretrained_weights_dir or newest_weights(asked.exp_dir, asked.datasets))
+    dataset = asked.datasets if "dataset_type" in request.given else None
+    weights = Path(asked.pretrained_weights_dir or newest_weights(asked.exp_dir, dataset))
     model, trained = read_weights(weights)
     config = from_flags(request.given, trained.for_evaluation())
     check_height(config.h, config.stripes)
@@ -170,6 +174,8 @@ class Evaluation:
             if covered:
                 print(f"\nband {band} of 6 of each query image is covered")
                 scored.append(score(covered, self.config, device, folder))
+        if first and dataset.without_cameras and not self.config.no_cameras:
+            print(EASY)
         return scored
 
     def summarise(self, scored: tuple[splits.Scored, ...], base: Path, numbers: str) -> None:

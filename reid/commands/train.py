@@ -6,6 +6,7 @@ from pathlib import Path
 from reid.commands import reported
 from reid.commands.flags import add_flags, given_flags
 from reid.config import Config
+from reid.errors import InputError
 from reid.profiles import from_flags
 from reid.runs import read_config
 
@@ -23,6 +24,12 @@ def main(arguments) -> int:
     stored = stored_config(given.get("resume", "newest"))
     if stored and given.keys() & {"device", "gpus"}:
         stored = replace(stored, device="auto", gpus=())  # the two depend on each other
+    asked_length = given.keys() & {"epochs", "max_steps"}
+    if given.get("restart_schedule") and not (stored and asked_length):
+        raise InputError("--restart_schedule goes with --resume RUN and a greater --epochs or --max_steps")
+    if stored and asked_length:  # of the two, what was typed counts
+        steps = stored.max_steps if "max_steps" in given else 0
+        stored = replace(stored, restart_schedule=False, max_steps=steps)
     config = from_flags(given, stored)
     from reid.device import process_count  # imports torch, so only after the flags are checked
     from reid.processes import launch

@@ -1,6 +1,5 @@
 """ImageNet networks without pooling and classifier, at output stride 16 (or 32)."""
 
-import re
 from collections import OrderedDict
 from pathlib import Path
 from urllib.error import URLError
@@ -11,7 +10,6 @@ from torch.hub import load_state_dict_from_url
 from torchvision import models as torchvision_models
 
 from reid.errors import InputError, MissingInput
-from reid.models.tensors import load_tensors
 from reid.variants import check_choice
 
 PRETRAINED = Path("pretrained")
@@ -135,29 +133,3 @@ def imagenet_file(name: str, folder: Path = PRETRAINED) -> Path:
             "with --pretrained none"
         ) from e
     return folder / url.rsplit("/", 1)[1]
-
-
-def load_pretrained(backbone: nn.Module, name: str, source: str) -> str:
-    """Fills `backbone` from source ("auto", "none" or a file) and returns a line for the log.
-
-    Raises InputError if the file belongs to another network.
-    """
-    if source == "none":
-        return f"{name} starts from random weights"
-    path = imagenet_file(name) if source == "auto" else Path(source)
-    state = {k: v for k, v in load_tensors(path).items() if not k.startswith(CLASSIFIERS)}
-    own = backbone.state_dict()
-    # each of several branches starts from the same weights
-    names = {k: re.sub(r"^(trunk|branches\.\d+)\.", "", k) for k in own}
-    found = {k: state[n] for k, n in names.items() if n in state}
-    missing = [n for k, n in names.items() if k not in found and not k.endswith("num_batches_tracked")]
-    fitting = {names[k] for k, v in found.items() if v.shape == own[k].shape}
-    wrong = [n for n in state if n not in fitting]
-    if missing or wrong:
-        raise InputError(
-            f"{path} does not fit {name}: of {len(own)} tensors {len(missing)} are missing, and "
-            f"{len(wrong)} others are unknown or of another shape (the first: "
-            f"{(missing + wrong)[0]}); give a file for this --backbone"
-        )
-    backbone.load_state_dict(found, strict=False)
-    return f"{name} starts from {path}"

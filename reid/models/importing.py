@@ -66,7 +66,7 @@ def import_weights(source: Path, target: Path, h: int, w: int) -> Imported:
     with writing(target), atomic_file(target) as temporary:
         save_tensors(temporary, {name: state[k] for name, k in names.items()})
     prefix = match.prefix or "nothing"
-    kind = f"{match.backbone} (names begin with {prefix}); use it with --pretrained"
+    kind = f"{match.backbone} without heads (names begin with {prefix}); use it with train --pretrained"
     return Imported(kind, list(state), set(names.values()), other)
 
 

@@ -11,10 +11,14 @@ from torch import Tensor
 from reid.errors import InputError, MissingInput
 
 
+class NotPlain(InputError):
+    """The file is damaged, or it holds more than tensors and plain values."""
+
+
 def load_tensors(path: Path) -> dict[str, Any]:
     """A file's tensors and plain values by name; no code in the file runs.
 
-    A digest in the file is checked. Raises MissingInput, InputError.
+    A digest in the file is checked. Raises MissingInput, InputError, NotPlain.
     """
     if not Path(path).is_file():
         raise MissingInput(f"weights file {path} does not exist (or is a folder)")
@@ -26,10 +30,10 @@ def load_tensors(path: Path) -> dict[str, Any]:
     except InputError:
         raise
     except Exception as e:  # torch raises many types for damaged files and for foreign classes
-        raise InputError(
-            f"{path} cannot be read as weights ({type(e).__name__}): it is cut short, damaged, or "
-            "has more than plain tensors; copy or create it again. For a pickled model: "
-            "python -m reid import"
+        raise NotPlain(
+            f"{path} cannot be read as weights ({type(e).__name__}): it is cut short, damaged, or has more than "
+            "plain tensors. Copy it again; if another program made it, convert it with: "
+            f"python -m reid import {path} weights.pth"
         ) from e
     if not isinstance(content, dict) or not all(isinstance(k, str) for k in content):
         kind = type(content).__name__

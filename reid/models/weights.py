@@ -46,7 +46,9 @@ def read_weights(path: str | Path) -> tuple[nn.Module, Config]:
     else:
         first = ", ".join(map(str, list(content)[:3]))
         raise InputError(
-            f"{path} has weights neither of this project nor of the published layout; its first keys: {first}"
+            f"{path} has weights neither of this project nor of the published layout (its first keys: {first}). "
+            f"Convert it with: python -m reid import {path} weights.pth. A backbone without heads can start a training: "
+            f"python train.py --pretrained {path}"
         )
     model = build_model(config, classes)
     fill(model, state, path)
@@ -129,5 +131,7 @@ def read_any(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     else:
         state, other = read_foreign(path)
     if "format" in state or "E_p.weight" in state:
-        raise InputError(f"{path} already has the format of this project; use it with --weights")
+        raise InputError(
+            f"{path} already has the format of this project; use it as it is, with --weights or train --pretrained"
+        )
     return state, other

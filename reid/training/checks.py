@@ -68,5 +68,13 @@ def check_settings(config: Config, dataset: Dataset) -> None:
         )
     if 0 < config.classes < len(set(pids)):
         raise InputError(f"--classes {config.classes} is less than the {len(set(pids))} training identities")
-    if config.pretrained not in ("auto", "none") and not Path(config.pretrained).is_file():
-        raise MissingInput(f"--pretrained {config.pretrained} does not exist")
+    check_pretrained(config.pretrained)
+
+
+def check_pretrained(source: str) -> None:
+    if source in ("auto", "none") or Path(source).is_file():
+        return
+    problem = f"--pretrained {source} does not exist; give a weights file, auto (ImageNet) or none"
+    if Path(source).is_dir():
+        problem = f"--pretrained {source} is a folder; give a weights file, such as its weights.pth"
+    raise MissingInput(problem)

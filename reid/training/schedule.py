@@ -10,7 +10,11 @@ def total_steps(config: Config, steps_in_epoch: int) -> int:
 
 
 def rates(config: Config, step: int, total: int) -> tuple[float, float]:
-    """Learning rates of (backbone, heads) at `step` (from 0) of `total`."""
+    """Learning rates of (backbone, heads) at `step` (from 0) of `total`.
+
+    A restarted schedule runs from config.schedule_from to `total`.
+    """
+    step, total = step - config.schedule_from, total - config.schedule_from
     factor = rate_factor(config, step, total)
     early = step * config.epochs < (config.base_lr_from - 1) * total  # the published code's D25
     return factor * (config.lr if early else config.base_lr), factor * config.lr

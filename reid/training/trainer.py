@@ -11,25 +11,25 @@ from torch import Tensor
 from tqdm import tqdm
 
 from reid.config import Config
-from reid.data.loader import ImageStore, in_order
-from reid.data.records import Dataset
+from reid.data.loader import ImageStore
+from reid.data.records import EASY, Dataset
 from reid.data.transforms import Augmentation, augment, draw_augmentation, normalise
 from reid.device import Hardware, find_hardware, set_up
 from reid.errors import InputError, Interrupted
-from reid.evaluation.ranking import rank
 from reid.files import writing
-from reid.inference.describe import extract
 from reid.models import build_model, weights
-from reid.models.backbone import load_pretrained
 from reid.models.layers import check_height
+from reid.models.pretrained import read_start, start_from
 from reid.models.weights import fill
-from reid.processes import World, average, connected, part_of, wait
-from reid.runs import Run
+from reid.processes import World, average, connected, wait
+from reid.runs import Run, is_finished
 from reid.signals import signals_noted
 from reid.training.checkpoint import changed_settings, check_content, load_latest
 from reid.training.checks import check_settings, checked_dataset, epoch_batches, training_images
+from reid.training.longer import same_length, with_length, words
 from reid.training.schedule import rates, total_steps
 from reid.training.step import TrainStep
+from reid.training.validation import validation_of
 from reid.versions import note_versions
 
 
@@ -66,7 +66,8 @@ class Trainer:
 
     def __init__(self, config: Config, dataset: Dataset, run: Run, device: torch.device, here: World):
         self.config, self.dataset, self.run, self.device, self.here = config, dataset, run, device, here
-        self.images, self.held_out = training_images(config, dataset)
+        self.images, held_out = training_images(config, dataset)
+        self.validation = validation_of(config, dataset, held_out)
         self.pids = [image.pid for image in self.images]
         self.classes = sorted(set(self.pids))
         label_of = {pid: i for i, pid in enumerate(self.classes)}
@@ -79,7 +80,7 @@ class Trainer:
         self.total = total_steps(config, self.steps_in_epoch)
         self.step = 0  # steps done
         self.best: float | None = None  # mAP on the held-out identities
-        self.validates = bool(self.held_out) and config.eval_every > 0
+        self.validated = 0  # step of the last validation
 
         torch.manual_seed(config.seed)
         self.outputs = config.classes or len(self.classes)
@@ -95,6 +96,7 @@ class Trainer:
         self.run.open_metrics(self.step)
         started, before = time.monotonic(), self.step
         hidden = None if self.here.first else True
+        self.validate_if_due()  # stopped before the validation of its last epoch
         with tqdm(total=self.total, initial=self.step, desc="training", unit=" steps", disable=hidden) as bar:
             while self.step < self.total:
                 self.one_epoch(store, bar, signals)
@@ -107,18 +109,32 @@ class Trainer:
     def start(self) -> None:
         """Loads the checkpoint or the pretrained weights, and logs the start of the training."""
         c, say = self.config, self.run.say
+        used: dict[str, Any] = {"device": Hardware(self.device).name, "precision": self.train_step.precision}
         say(f"run folder {self.run.folder}")
         if not (c.resume and self.resume()):
-            say(load_pretrained(self.model.get_submodule("base"), c.backbone, c.pretrained))
+            used["pretrained"] = self.load_pretrained()
         say(str(self.dataset))
         processes = f"{self.here.size} processes" if self.here.size > 1 else "one process"
         say(
             f"training on {len(self.images)} images of {len(self.classes)} identities: {self.total} steps, "
             f"{self.steps_in_epoch} per epoch; {processes}"
         )
+        if self.validation.images:
+            say(self.validation.describe())
+            if self.validation.without_cameras:
+                say(EASY)
         if self.here.first:
-            used = {"device": Hardware(self.device).name, "precision": self.train_step.precision}
             note_versions(self.run.folder, {**used, "dataset_fingerprint": self.dataset.fingerprint})
+
+    def load_pretrained(self) -> dict[str, str] | None:
+        """Takes the trained weights of --pretrained; returns the file and its SHA-256, None for random weights."""
+        c = self.config
+        if c.pretrained == "none":
+            self.run.say(f"{c.backbone} starts from random weights")
+            return None
+        start = read_start(c.pretrained, c.backbone)
+        self.run.say(start_from(self.model, start, c.backbone, self.dataset.fingerprint))
+        return start.facts
 
     def one_epoch(self, store: ImageStore, bar: tqdm, signals: list[int]) -> None:
         """The remaining steps of the current epoch."""
@@ -146,9 +162,8 @@ class Trainer:
             if self.must_stop(signals, look):
                 self.save()
                 raise Interrupted(self.stopped_by(signals))
-        if self.validates and (self.step == self.total or epoch % c.eval_every == 0):
-            self.validate(epoch)
-        self.save()
+        self.save()  # also if the validation fails
+        self.validate_if_due()
 
     def one_step(self, epoch: int, n: int, rows: list[int], pixels: Tensor) -> dict[str, Tensor]:
         """One step on this process's rows of a global batch of n images; returns the terms of the loss."""
@@ -192,16 +207,26 @@ class Trainer:
         shown = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
         self.run.say(f"step {self.step}/{self.total}  epoch {epoch}  lr {rate:.2g}  {shown}")
 
-    def validate(self, epoch: int) -> None:
-        """Scores the held-out identities as query and gallery across cameras; best.pth keeps the best weights."""
-        c, count = self.config, len(self.held_out)
-        store = ImageStore(self.held_out, c.h, c.w, c.num_workers, device=self.device)
-        batches = store.batches([part_of(rows, self.here) for rows in in_order(count, c.batch_size)])
-        features = extract(self.model, batches, count, self.device, precision=self.train_step.precision)
-        self.model.train()
-        pids = np.array([image.pid for image in self.held_out])
-        camids = np.array([image.camid for image in self.held_out])
-        result = rank(-features @ features.T, pids, pids, camids, camids)
+    def validate_if_due(self) -> None:
+        """Validates and saves if the epoch that ends here has a validation. Raises InputError after that is saved."""
+        due = self.validation.due(self.step, self.steps_in_epoch, self.total)
+        if not due or self.validated == self.step:
+            return
+        try:
+            self.validate()
+        except InputError as e:
+            run = self.run.folder
+            raise InputError(
+                f"validation failed after step {self.step}, which is saved: {e}. Repair this and continue with: "
+                f"python train.py --resume {run}; or without validation: --resume {run} --eval_every 0 --allow_changes"
+            ) from e
+        self.validated = self.step
+        self.save()
+
+    def validate(self) -> None:
+        """Scores the held-out identities; best.pth keeps the best weights."""
+        epoch = -(-self.step // self.steps_in_epoch)
+        result = self.validation.score(self.model, self.device, self.train_step.precision, self.here)
         mean_ap, rank1 = result.mean_ap, float(result.cmc[0])
         self.run.record(self.step, {"val_map": mean_ap, "val_rank1": rank1})
         better = self.best is None or mean_ap > self.best
@@ -214,7 +239,13 @@ class Trainer:
                 weights.save_checkpoint(self.run.folder / "best.pth", best)
 
     def weights(self) -> dict[str, Any]:
-        return {"config": self.config.to_json(), "classes": self.outputs, "state": self.model.state_dict()}
+        """The content of weights.pth; `fingerprint` is the dataset of its classifiers."""
+        return {
+            "config": self.config.to_json(),
+            "classes": self.outputs,
+            "state": self.model.state_dict(),
+            "fingerprint": self.dataset.fingerprint,
+        }
 
     def save(self) -> None:
         """Writes checkpoint.pth and keeps the one before as previous.pth. Raises CheckFailed before it saves weights
@@ -225,7 +256,7 @@ class Trainer:
             "training": self.train_step.state_dict(),
             "step": self.step,
             "best": self.best,
-            "fingerprint": self.dataset.fingerprint,
+            "validated": self.validated,
             "precision": self.train_step.precision,
         }
         if self.here.first:
@@ -236,10 +267,19 @@ class Trainer:
         folder, say = self.run.folder, self.run.say
         content = load_latest(folder, say)
         if content is None:
+            if is_finished(folder):
+                raise InputError(
+                    f"--resume {folder}: this finished run has no checkpoint.pth to continue from; start a new run "
+                    f"from its weights: --pretrained {folder / 'weights.pth'}"
+                )
             say(f"no checkpoint in {folder} yet: starting from step 0")
             return False
         check_content(content, folder)
-        if changed := changed_settings(content, self.config, self.train_step.precision, folder):
+        stored = Config.from_json(content["config"], str(folder))
+        self.config = with_length(self.config, stored, content["step"], self.steps_in_epoch)
+        longer = self.config.continued_from != stored.continued_from
+        compared = same_length(self.config, stored) if longer else self.config
+        if changed := changed_settings(content, compared, self.train_step.precision, folder):
             if not self.config.allow_changes:
                 raise InputError(
                     f"--resume {folder}: the configuration differs: {changed}; repeat the flags of that run, "
@@ -251,6 +291,10 @@ class Trainer:
         fill(self.model, content["state"], folder)
         self.train_step.load_state_dict(content["training"])
         self.step, self.best = content["step"], content["best"]
+        self.validated = content.get("validated", self.step)  # older checkpoints were saved after it
+        if longer:
+            say(words(self.config, stored, self.step, self.total))
+            self.run.lengthen(self.config)
         say(f"resuming {folder} after step {self.step} of {self.total}")
         return True
 
@@ -258,11 +302,14 @@ class Trainer:
         """Writes weights.pth: the best weights on the held-out identities, or without validation the last."""
         chosen, path = self.weights(), self.run.folder / "weights.pth"
         if self.here.first:
-            if self.validates:
+            if self.validation.images:
                 best = weights.load_checkpoint(self.run.folder / "best.pth")
                 chosen["state"] = best["state"]
                 self.run.say(f"kept the weights of step {best['step']}, held-out mAP {best['map']:.4f}")
+            if self.config.continued_from:
+                self.run.set_results_aside(self.config.continued_from[-1])
             weights.save_weights(path, chosen)
+            self.run.end_lengthening()
             self.run.say(f"weights in {path}")
         wait()
         return path

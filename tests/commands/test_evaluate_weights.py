@@ -97,3 +97,20 @@ def test_several_datasets_train_together_and_are_scored_one_by_one(script, small
         assert result["n_query"] == queries and 0 < result["map"] <= 1
     done = script("evaluate.py", "--dataset_path", tmp_path / "data", "--weights", weights)
     assert done.stdout.count("mAP step") == 2 and "eval-two" in done.stdout
+
+
+def test_without_flags_the_newest_run_of_any_dataset_is_scored(straight, script, small_run, tmp_path):
+    """With --dataset_type only runs on that dataset count; if there are none, the others are named."""
+    logs = tmp_path / "logs"
+    for dataset, seconds in (("other", 1_000_000_000), ("tiny", 2_000_000_000)):
+        shutil.copytree(straight[0], logs / dataset / "run")
+        os.utime(logs / dataset / "run" / "weights.pth", (seconds, seconds))
+    flags = [*small_run[2:4], "--exp_dir", logs]
+    done = script("evaluate.py", *flags)
+    assert done.returncode == 0 and f"result in {logs / 'tiny' / 'run' / 'eval-tiny'}\n" in done.stdout, done.stderr
+    done = script("evaluate.py", *flags, "--dataset_type", "third")
+    named = ", ".join((logs / name / "run" / "weights.pth").as_posix() for name in ("tiny", "other"))
+    assert done.returncode == 2 and f"no finished run under {logs / 'third'}; name one of these" in done.stderr
+    assert done.stderr.rstrip().endswith(f"with --weights: {named}")
+    done = script("evaluate.py", "--exp_dir", tmp_path / "empty")
+    assert done.returncode == 2 and "train one with train.py" in done.stderr

@@ -8,9 +8,10 @@ from torch.nn import functional as F
 from reid.config import Config
 from reid.errors import InputError
 from reid.models import build_model
-from reid.models.backbone import build_backbone, load_pretrained
+from reid.models.backbone import build_backbone
 from reid.models.mgn import MGN
 from reid.models.pcb import PCB
+from reid.models.pretrained import read_start, start_from
 from reid.models.rrid import RRID
 from reid.models.strong_baseline import StrongBaseline
 from reid.profiles import RECIPES, profile
@@ -144,14 +145,14 @@ def test_every_branch_starts_from_imagenet(tmp_path):
     whole = build_backbone("resnet18", 2).eval()
     torch.save({**whole.state_dict(), "fc.weight": torch.zeros(2)}, tmp_path / "w.pth")
     model = small("mgn").eval()
-    load_pretrained(model.base, "resnet18", str(tmp_path / "w.pth"))
+    start_from(model, read_start(str(tmp_path / "w.pth"), "resnet18"), "resnet18", "")
     images = torch.randn(1, 3, 64, 32)
     with torch.no_grad():
         first, second, third = model.base(images)
         assert torch.equal(first, whole(images)) and torch.equal(second, third)
     torch.save(build_backbone("resnet34").state_dict(), tmp_path / "w.pth")
     with pytest.raises(InputError, match=r"does not fit resnet18"):
-        load_pretrained(model.base, "resnet18", str(tmp_path / "w.pth"))
+        start_from(model, read_start(str(tmp_path / "w.pth"), "resnet18"), "resnet18", "")
 
 
 @torch.no_grad()
