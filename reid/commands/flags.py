@@ -85,7 +85,7 @@ def help_of(f: Field, script: str) -> str:
 def add_images_flags(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """The flags of commands that describe images."""
     parser.add_argument(
-        "--images", required=required, nargs="+", help="read folders, patterns, lists (.txt) or image files"
+        "--images", required=required, nargs="+", help="read folders, patterns, lists (.txt, .csv) or image files"
     )
     parser.add_argument("--skip_bad", action="store_true", help="leave out images that cannot be read, and list them")
     parser.add_argument("--no_flip", action="store_true", help="leave the mirror images out")

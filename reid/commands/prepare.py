@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from reid.data.prepare import open_dataset, prepare, prepare_own
-from reid.data.prepare.folders import LAYOUTS
 from reid.data.prepare.known import DATASETS
+from reid.data.prepare.layouts import LAYOUTS
 from reid.data.prepare.own import PARTS, OwnImages
 from reid.data.prepare.split import TEST_SHARE, Drawing
 from reid.errors import InputError
 
-OWN = ("name", *PARTS, "template", "layout", "test_share", "seed", "test_only")
+OWN = ("name", *PARTS, "template", "layout", "test_share", "seed", "test_only", "skip_bad")
 DRAWING = ("test_share", "seed", "test_only")
 
 
@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"share of the identities with a match that a drawn test gets (default {TEST_SHARE})",
     )
     add("--seed", type=int, help="seed of a drawn split or drawn queries (default 0)")
+    add("--skip_bad", action="store_true", default=None, help="leave out images that cannot be read, and list them")
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -1,31 +1,20 @@
-"""Rules that find defects of a dataset before training.
+"""Rules that find defects in the lists of a dataset. Training runs them before the first step."""
 
-`check_lists` opens no image; training runs it before the first step. `check_images` decodes
-every image and compares the contents.
-"""
-
-import hashlib
-import io
 import os
 import re
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image as PILImage
-from tqdm import tqdm
-
-from reid.data.loader import unusable
-from reid.data.prepare.archive import IMAGES, MAX_IMAGE
+from reid.data.labels import Labels
 from reid.data.published import ENLARGED, differences
-from reid.data.records import Dataset, Image
-from reid.errors import InputError
+from reid.data.records import Dataset
 
-MIN_SIDE = 16  # pixels; less than one cell of the feature map
 NAME = re.compile(r"(\d+)_(\d+)_\d+\.\w+")  # pid, camera and number of the image
+ONE_CAMERA = 0.8  # share of the queries, or of their matches, that is reported
+FEW_QUERIES = 20  # of fewer the shares say nothing
 
 
 class Finding(NamedTuple):
@@ -36,18 +25,39 @@ class Finding(NamedTuple):
     message: str  # names the file and the repair
 
 
-class Decoded(NamedTuple):
-    """What was read of one image file, or the problem with it."""
+@dataclass(frozen=True)
+class Names:
+    """How messages name the files, identities and cameras of a dataset: with the user's labels."""
 
-    digest: str  # SHA-256 of the bytes
-    kind: str = ""  # JPEG, PNG, ...
-    size: tuple[int, int] = (0, 0)  # width, height
-    problem: str = ""
+    folder: Path
+    labels: Labels
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> "Names":
+        return cls(dataset.folder / "images", dataset.labels)
+
+    def source(self, path: str) -> str:
+        """The original name of a file in images/, or ""."""
+        file = os.path.relpath(path, self.folder).replace(os.sep, "/")
+        source = self.labels.source(file)
+        return "" if source == file else source
+
+    def file(self, path: str) -> str:
+        source = self.source(path)
+        return f"{path} ({source})" if source else path
+
+    def person(self, pid: int) -> str:
+        label = self.labels.identity(pid)
+        return f"pid {pid}" if label == str(pid) else f"identity {label} (pid {pid})"
+
+    def camera(self, camid: int) -> str:
+        label = self.labels.camera(camid)
+        return f"camera {camid}" if label == str(camid) else f"camera {label} (number {camid})"
 
 
 def check_lists(dataset: Dataset) -> list[Finding]:
     """Findings in the lists of one dataset, before `combine`."""
-    rules = (counts, people, names, repeated, matches)
+    rules = (counts, people, pairs, names, repeated, matches, one_camera)
     return [finding for rule in rules for finding in rule(dataset)]
 
 
@@ -63,119 +73,107 @@ def counts(dataset: Dataset) -> Iterator[Finding]:
 
 def people(dataset: Dataset) -> Iterator[Finding]:
     """Too few training identities, and identities with one image."""
-    images = Counter(image.pid for image in dataset.trainval)
+    images, named = Counter(image.pid for image in dataset.trainval), Names.of(dataset)
     if len(images) < 2:
         what = f"trainval has {len(images)} identities; training needs at least 2"
-        yield Finding("error", "identities", f"{dataset.folder}: {what}")
+        hint = "" if images else ", but evaluation needs none"
+        yield Finding("error", "identities", f"{dataset.folder}: {what}{hint}")
+    if set(images.values()) == {1}:
+        return  # `pairs` reports all of them at once
     for path, pid, _ in dataset.trainval:
         if images[pid] == 1:
-            what = f"is the only training image of pid {pid}, so batches repeat it; add more"
-            yield Finding("warning", "single", f"{path} {what}")
+            what = f"is the only training image of {named.person(pid)}, so batches repeat it; add more"
+            yield Finding("warning", "single", f"{named.file(path)} {what}")
+
+
+def pairs(dataset: Dataset) -> Iterator[Finding]:
+    """A training set in which nobody has two images, or nobody is seen by two cameras."""
+    images: Counter = Counter()
+    cameras: dict[int, set[int]] = defaultdict(set)
+    for _, pid, camid in dataset.trainval:
+        images[pid] += 1
+        cameras[pid].add(camid)
+    if not images:
+        return
+    what = ""
+    if max(images.values()) == 1:
+        what = "has two images, so training never sees two different images of one person"
+    elif max(map(len, cameras.values())) == 1 and not dataset.without_cameras:
+        what = "is seen by two cameras, so training does not learn to match across cameras"
+    if what:
+        what = f"none of the {len(images):,} training identities {what}"
+        yield Finding("warning", "pairs", f"{dataset.folder}: {what}; move such identities from the test to training")
 
 
 def names(dataset: Dataset) -> Iterator[Finding]:
     """Files whose name contains another identity or camera than the lists."""
+    named = Names.of(dataset)
     for path, *place in dict.fromkeys(i for images in dataset.subsets.values() for i in images):
         match = NAME.fullmatch(os.path.basename(path))
         if match and [int(match[1]), int(match[2])] != place:
-            what = "is listed as pid {}, camera {}, unlike its name".format(*place)
-            yield Finding("warning", "name", f"{path} {what}; correct meta.json or the name")
+            what = f"is listed as {named.person(place[0])}, {named.camera(place[1])}, unlike its name"
+            yield Finding("warning", "name", f"{named.file(path)} {what}; correct meta.json or the name")
 
 
 def repeated(dataset: Dataset) -> Iterator[Finding]:
     """Files that are listed several times in a test list."""
+    named = Names.of(dataset)
     for subset in ("query", "gallery"):
         for image, count in Counter(dataset.subsets[subset]).items():
             if count > 1:
-                what = f"{image.path} is listed {count} times in {subset}; list it once"
+                what = f"{named.file(image.path)} is listed {count} times in {subset}; list it once"
                 yield Finding("warning", "twice", what)
 
 
 def matches(dataset: Dataset) -> Iterator[Finding]:
     """Queries without a match from another camera; an error if no query has a match."""
+    named = Names.of(dataset)
     cameras: dict[int, set[int]] = defaultdict(set)
     for image in dataset.gallery:
         cameras[image.pid].add(image.camid)
     seen = {image.camid for image in (*dataset.query, *dataset.gallery)}
     if len(seen) == 1:
-        what = f"all query and gallery images are from camera {seen.pop()}; were cameras read from the names?"
+        what = f"all query and gallery images are from {named.camera(seen.pop())}; were cameras read from the names?"
         yield Finding("error", "cameras", f"{dataset.folder}: {what}")
     alone = [image for image in dataset.query if not cameras[image.pid] - {image.camid}]
     level = "error" if len(alone) == len(dataset.query) else "warning"
     for path, pid, camid in alone:
-        what = f"query of pid {pid} has no match from another camera than {camid}"
-        yield Finding(level, "match", f"{path}: {what}; add one or remove the query")
+        what = f"query of {named.person(pid)} has no match from another camera than {named.camera(camid)[7:]}"
+        yield Finding(level, "match", f"{named.file(path)}: {what}; add one or remove the query")
 
 
-def check_images(dataset: Dataset) -> tuple[list[Finding], dict[str, Decoded]]:
-    """Findings in the image files, and what was read of each path."""
-    paths = sorted({image.path for images in dataset.subsets.values() for image in images})
-    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-        warnings.simplefilter("ignore")  # Pillow warns about metadata
-        results = tqdm(pool.map(examine, paths), "decoding", len(paths), unit=" images", disable=None)
-        read = dict(zip(paths, results))
-    return [*unreadable(read), *unlisted(dataset, read), *duplicates(dataset, read)], read
+class Shares(NamedTuple):
+    """The camera of most queries and that of most of their matches, with their shares."""
+
+    query: tuple[int, float]
+    match: tuple[int, float]
 
 
-def examine(path: str) -> Decoded:
-    """Reads and decodes one image file completely."""
-    digest, content = "", b""
-    try:
-        if (size := os.path.getsize(path)) > MAX_IMAGE:
-            raise InputError(f"has {size:,} bytes, too many for an image of a person")
-        content = Path(path).read_bytes()
-        digest = hashlib.sha256(content).hexdigest()
-        if not content:
-            raise InputError("is empty")
-        with PILImage.open(io.BytesIO(content)) as image:
-            if problem := unusable(image):
-                raise InputError(problem)
-            image.load()
-            return Decoded(digest, image.format or "", image.size)
-    except InputError as e:
-        problem = str(e)
-    except PILImage.UnidentifiedImageError:
-        problem = f"is not an image; it begins with {content[:16]!r}"
-    except Exception as e:  # Pillow raises OSError, SyntaxError, struct.error and others
-        problem = f"is damaged: {e}"
-    return Decoded(digest, problem=problem)
+def camera_shares(dataset: Dataset) -> Shares | None:
+    """How much of the test rests on one camera; None for a test without matches."""
+    queries = Counter(image.camid for image in dataset.query)
+    gallery: dict[int, Counter] = defaultdict(Counter)
+    for image in dataset.gallery:
+        gallery[image.pid][image.camid] += 1
+    matches: Counter = Counter()
+    for image in dataset.query:
+        matches.update({camid: n for camid, n in gallery[image.pid].items() if camid != image.camid})
+    if not matches:
+        return None
+    (query, n), (match, m) = queries.most_common(1)[0], matches.most_common(1)[0]
+    return Shares((query, n / queries.total()), (match, m / matches.total()))
 
 
-def unreadable(read: dict[str, Decoded]) -> Iterator[Finding]:
-    """Images that cannot be decoded, or are too small to show a person."""
-    for path, result in read.items():
-        if result.problem:
-            what = f"{path} {result.problem}; replace it or take it out of the lists"
-            yield Finding("error", "unreadable", what)
-        elif min(result.size) < MIN_SIDE:
-            what = "{} has {} x {} pixels, too few to show a person; take it out of the lists"
-            yield Finding("warning", "small", what.format(path, *result.size))
-
-
-def unlisted(dataset: Dataset, read: dict[str, Decoded]) -> Iterator[Finding]:
-    """Files below images/ that are in none of the lists."""
-    listed = {os.path.normcase(os.path.normpath(path)) for path in read}
-    for folder, _, found in os.walk(dataset.folder / "images", followlinks=True):
-        for path in sorted(os.path.join(folder, file) for file in found):
-            if os.path.normcase(os.path.normpath(path)) not in listed:
-                is_image = path.lower().endswith(IMAGES)
-                what = "is in no list of this split" if is_image else "is not an image"
-                yield Finding("warning", "unlisted", f"{path} {what}; list it or delete it")
-
-
-def duplicates(dataset: Dataset, read: dict[str, Decoded]) -> Iterator[Finding]:
-    """Equal files that are in both training and test, or show two identities."""
-    groups: dict[str, dict[Image, str]] = defaultdict(dict)  # digest -> {image: subset}
-    for subset, images in dataset.subsets.items():
-        for image in images:
-            if not read[image.path].problem:
-                groups[read[image.path].digest].setdefault(image, subset)
-    for group in groups.values():
-        (first, subset), *others = group.items()
-        for image, other in others:
-            what = f"{image.path} ({other}, pid {image.pid}) has the content of "
-            what += f"{first.path} ({subset}, pid {first.pid})"
-            if (subset == "trainval") != (other == "trainval"):
-                yield Finding("error", "leak", f"{what}: a training image is in the test; remove one")
-            elif image.pid != first.pid:
-                yield Finding("error", "duplicate", f"{what}: one image has two identities; remove one")
+def one_camera(dataset: Dataset) -> Iterator[Finding]:
+    """A test whose queries, or whose matches, are nearly all from one camera."""
+    shares = camera_shares(dataset)
+    if shares is None or dataset.without_cameras or len(dataset.query) < FEW_QUERIES:
+        return
+    named, cameras = Names.of(dataset), {image.camid for image in (*dataset.query, *dataset.gallery)}
+    sides = [("queries", shares.query)]
+    if len(cameras) > 2:  # of two cameras one has the queries and the other the matches
+        sides.append(("matches", shares.match))
+    for what, (camid, share) in sides:
+        if share >= ONE_CAMERA:
+            text = f"{share:.0%} of the {what} are from {named.camera(camid)}, so scores say little about the others"
+            yield Finding("warning", "one camera", f"{dataset.folder}: {text}; draw the test from more cameras")

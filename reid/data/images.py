@@ -12,45 +12,125 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from reid.data.folders import IMAGES, files_below, is_image, left_out
+from reid.data.labels import Labels
 from reid.data.loader import ImageStore, choose_cache, in_threads, pixels_of, read
-from reid.data.prepare.archive import IMAGES
+from reid.data.prepare.lists import LISTS as TABLES
+from reid.data.prepare.lists import rows_of_list
 from reid.data.records import Image
 from reid.errors import InputError, MissingInput
 
 logger = logging.getLogger(__name__)
 
-LISTS = (".txt", ".tsv")
+LISTS = (".txt", ".tsv")  # a .tsv with a header is a table
+UNKNOWN = "-1"  # label of an image without identity or camera
+
+
+class Listed(NamedTuple):
+    """Images that the user named, and the labels of their numbers."""
+
+    images: list[Image]
+    labels: Labels
+
+
+class Found(NamedTuple):
+    """An image with its labels as the user wrote them."""
+
+    path: str
+    pid: str = UNKNOWN
+    camid: str = UNKNOWN
 
 
 def find_images(sources: Sequence[str]) -> list[Image]:
+    """The images of `list_images`, with numbers alone."""
+    return list_images(sources).images
+
+
+def list_images(sources: Sequence[str]) -> Listed:
     """Images of folders (all below, sorted), patterns (sorted), lists and files, in the order of `sources`.
 
     A list is a .txt or .tsv file. Each line holds a path, relative to the list, and, where known, pid and camid after
-    tabs. Unknown labels are -1. Of an image that is named twice, the last labels count.
+    tabs. A table (.csv, .tsv, .json) is read as `prepare folder` reads it. Whole numbers are pids and camids as they
+    are; other labels are numbered in order. Unknown labels are -1. Of an image that is named twice, the last labels
+    count. Files of folders and patterns without the suffix of an image are left out and logged.
     Raises MissingInput for a source that does not exist, InputError for one without images.
     """
-    found: list[Image] = []
+    found: dict[str, Found] = {}
     for source in sources:
-        images = images_of(source)
+        images, others = images_of(source)
         if not images:
-            raise InputError(f"--images {source}: no image there; expected {', '.join(IMAGES)}")
-        found += images
-    return list({os.path.abspath(image.path): image for image in found}.values())
+            seen = f"; found {left_out(others)}" if others else ""
+            raise InputError(f"--images {source}: no image there; expected {', '.join(IMAGES)}{seen}")
+        if others:
+            logger.info(f"{source}: left out, not images: {left_out(others)}")
+        found |= {os.path.abspath(image.path): image for image in images}
+    pids, identities = numbers_of([image.pid for image in found.values()])
+    camids, cameras = numbers_of([image.camid for image in found.values()])
+    rows = zip(found.values(), pids, camids)
+    return Listed([Image(image.path, pid, camid) for image, pid, camid in rows], Labels(identities, cameras))
 
 
-def images_of(source: str) -> list[Image]:
+def numbers_of(labels: Sequence[str]) -> tuple[list[int], list[str]]:
+    """(the number of each label, the label of each number); the latter is empty for whole numbers."""
+    if all(map(is_number, labels)):
+        return [int(label) for label in labels], []
+    numbers = {label: i for i, label in enumerate(sorted({*labels} - {UNKNOWN}))}
+    return [numbers.get(label, -1) for label in labels], list(numbers)
+
+
+def is_number(label: str) -> bool:
+    """Whether a label is a whole number of 64 bits in its usual form."""
+    try:
+        return str(np.int64(int(label))) == label
+    except (ValueError, OverflowError):
+        return False
+
+
+def images_of(source: str) -> tuple[list[Found], list[str]]:
+    """(images, names of other files) of one source."""
     path = Path(source)
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES and not p.is_dir())
-        return [Image(str(p), -1, -1) for p in files]
+        return images_below(path)
     if path.is_file():
-        return read_list(path) if path.suffix.lower() in LISTS else [Image(source, -1, -1)]
+        if is_table(path):
+            return [Found(str(path.parent / r.name), r.pid, r.camera or UNKNOWN) for r in rows_of_list(path).rows], []
+        return (read_list(path) if path.suffix.lower() in LISTS else [Found(source)]), []
     if glob.has_magic(source):
-        return [Image(p, -1, -1) for p in sorted(glob.glob(source, recursive=True)) if os.path.isfile(p)]
+        return images_matching(source)
     raise MissingInput(f"--images {source}: no such folder, file or list")
 
 
-def read_list(path: Path) -> list[Image]:
+def images_below(folder: Path) -> tuple[list[Found], list[str]]:
+    names = sorted(files_below(folder), key=lambda name: name.split("/"))
+    images = [Found(str(folder / name)) for name in names if is_image(name)]
+    return images, [name for name in names if not is_image(name)]
+
+
+def images_matching(pattern: str) -> tuple[list[Found], list[str]]:
+    """The images that match a pattern, and those below the folders that do."""
+    images: list[Found] = []
+    others: list[str] = []
+    for match in sorted(glob.glob(pattern, recursive=True)):
+        if os.path.isdir(match):
+            inside, rest = images_below(Path(match))
+            images += inside
+            others += rest
+        elif is_image(match):
+            images.append(Found(match))
+        else:
+            others.append(match)
+    return images, others
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file is a list that `prepare folder` reads. A .tsv is one if its first line names a column path."""
+    if path.suffix.lower() != ".tsv":
+        return path.suffix.lower() in TABLES
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        return "path" in file.readline().lower().split()
+
+
+def read_list(path: Path) -> list[Found]:
     images = []
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -61,11 +141,11 @@ def read_list(path: Path) -> list[Image]:
             continue
         name, *labels = line.split("\t")
         try:
-            pid, camid = [int(np.int64(int(x))) for x in labels] + [-1] * (2 - len(labels))
+            pid, camid = [str(np.int64(int(x))) for x in labels] + [UNKNOWN] * (2 - len(labels))
         except (ValueError, OverflowError) as e:
             expected = "'path', 'path TAB pid' or 'path TAB pid TAB camid'"
             raise InputError(f"{path}, line {number}: expected {expected}, got {line!r}") from e
-        images.append(Image(str(path.parent / name), pid, camid))
+        images.append(Found(str(path.parent / name), pid, camid))
     return images
 
 

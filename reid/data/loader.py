@@ -26,6 +26,19 @@ MAX_PIXELS = 64_000_000  # a person crop is far smaller; a larger header is dama
 AHEAD = 128  # images that are decoded before they are needed
 
 
+# EXIF orientation -> how the stored pixels become upright (EXIF 2.3, tag 0x0112); 1 is upright
+ORIENTATION = 0x0112
+UPRIGHT = {
+    2: PILImage.Transpose.FLIP_LEFT_RIGHT,
+    3: PILImage.Transpose.ROTATE_180,
+    4: PILImage.Transpose.FLIP_TOP_BOTTOM,
+    5: PILImage.Transpose.TRANSPOSE,
+    6: PILImage.Transpose.ROTATE_270,
+    7: PILImage.Transpose.TRANSVERSE,
+    8: PILImage.Transpose.ROTATE_90,
+}
+
+
 def unusable(image: PILImage.Image) -> str:
     """Why an opened image cannot be used, or ""."""
     if image.width * image.height > MAX_PIXELS:
@@ -60,16 +73,48 @@ def read(path: str) -> bytes:
 def pixels_of(content: bytes, path: str, height: int, width: int) -> np.ndarray:
     """`decode` of a file's content; `path` is for messages."""
     try:
-        with PILImage.open(io.BytesIO(content)) as image:
-            if wrong := unusable(image):
-                raise InputError(f"{path} {wrong}")
-            return resized(image.convert("RGB"), height, width)
+        return resized(open_image(content).convert("RGB"), height, width)
+    except InputError as e:
+        raise InputError(f"{path} {e}; replace it, or take it out of the lists") from e
+    except Exception as e:  # a damaged palette is noticed when it is converted
+        raise InputError(f"{path} is damaged: {e}; replace it, or take it out of the lists") from e
+
+
+def open_image(content: bytes) -> PILImage.Image:
+    """The decoded image of a file's content, upright as its EXIF orientation says.
+
+    Every command reads images here. Raises InputError with the problem, which follows a file's name in a message.
+    """
+    if not content:
+        raise InputError("is empty")
+    try:
+        image = PILImage.open(io.BytesIO(content))
+        if problem := unusable(image):
+            raise InputError(problem)
+        image.load()
     except InputError:
         raise
     except UnidentifiedImageError as e:
-        raise InputError(f"{path} is not an image that Pillow can read; replace it, or take it out of the lists") from e
+        if content[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1"):
+            raise InputError("is a HEIC image; pip install pillow-heif, or convert it to JPEG") from e
+        raise InputError(f"is not an image; it begins with {content[:16]!r}") from e
     except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and others for bad files
-        raise InputError(f"{path} cannot be read as an image: {e}; replace it, or take it out of the lists") from e
+        raise InputError(f"is damaged: {e}") from e
+    return upright(image)
+
+
+def upright(image: PILImage.Image) -> PILImage.Image:
+    """A decoded image, turned and mirrored as its EXIF orientation says. Without one it is the same object."""
+    try:
+        orientation = image.getexif().get(ORIENTATION)
+    except Exception:  # damaged metadata; Pillow raises SyntaxError, struct.error and others
+        return image
+    how = UPRIGHT.get(orientation or 1)
+    if how is None:
+        return image
+    turned = image.transpose(how)
+    turned.format = image.format
+    return turned
 
 
 def resized(image: PILImage.Image, height: int, width: int) -> np.ndarray:

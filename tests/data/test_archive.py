@@ -10,6 +10,7 @@ import pytest
 from test_prepare import COUNTS, MARKET, snapshot, write_tar, write_zip
 
 from reid.data.prepare import prepare
+from reid.data.prepare.archive import open_source
 from reid.data.published import PUBLISHED
 from reid.errors import InputError
 
@@ -109,3 +110,65 @@ def test_a_damaged_member_is_named_and_leaves_nothing(small, tmp_path):
     with pytest.raises(InputError, match=r"a.zip: query/0001_c1s1_001051_00.jpg cannot be read \(Bad CRC"):
         prepare("market1501", path, tmp_path / "sets")
     assert list((tmp_path / "sets").iterdir()) == []
+
+
+def zip_of_windows(path: Path, names: list[str], encoding: str) -> Path:
+    """A zip without the UTF-8 flag, with names as the Explorer of that language writes them."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for i, name in enumerate(names):
+            archive.writestr(f"{i:0{len(name.encode(encoding))}}", b"x")
+    content = path.read_bytes()
+    for i, name in enumerate(names):
+        stored = name.encode(encoding)
+        content = content.replace(b"%0*d" % (len(stored), i), stored)
+    path.write_bytes(content)
+    return path
+
+
+def tar_of_linux(path: Path, names: list[str], encoding: str) -> Path:
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT, encoding=encoding) as archive:
+        for name in names:
+            archive.addfile(tarfile.TarInfo(name), io.BytesIO())
+    return path
+
+
+@pytest.mark.parametrize(
+    "names, encoding, said",
+    [
+        (["张伟/IMG 1.jpg", "王芳/2.jpg"], "gbk", "gb18030"),
+        (["张喆/1.jpg", "王芳/2.jpg"], "gbk", "gb18030"),  # the second character is not in GB2312
+        (["张伟/1.jpg", "Зоя/2.jpg"], "utf-8", "utf-8"),  # macOS sets no flag
+        (["René_c1.jpg", "Zoë_c2.jpg"], "cp437", "cp437"),
+    ],
+)
+def test_names_of_archives_from_elsewhere(tmp_path, caplog, names, encoding, said):
+    caplog.set_level("INFO", "reid")
+    paths = [zip_of_windows(tmp_path / "a.zip", names, encoding)]
+    if encoding == "gbk":  # in a tar UTF-8 is the rule
+        paths.append(tar_of_linux(tmp_path / "a.tar", names, encoding))
+    for path in paths:
+        caplog.clear()
+        with open_source(path) as source:
+            assert sorted(source.sizes) == sorted(names) and source.read(names[0]) in (b"x", b"")
+        assert f"2 names are not marked as UTF-8; read as {said}, the first: {names[0]}" in caplog.text
+
+
+def test_names_that_are_marked_as_utf8_are_kept(tmp_path, caplog):
+    caplog.set_level("INFO", "reid")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("张伟/é.jpg", b"x")
+    tar_of_linux(tmp_path / "a.tar", ["张伟/é.jpg"], "utf-8")
+    for name in ("a.zip", "a.tar"):
+        with open_source(tmp_path / name) as source:
+            assert [*source.sizes] == ["张伟/é.jpg"]
+    assert "not marked" not in caplog.text
+
+
+def test_hidden_folders_of_archives_are_left_out_as_those_of_folders(tmp_path, caplog):
+    caplog.set_level("INFO", "reid")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ("p/1.jpg", ".trash/2.jpg", "__MACOSX/p/._1.jpg"):
+            archive.writestr(name, b"x")
+    with open_source(tmp_path / "a.zip") as source:
+        assert [*source.sizes] == ["p/1.jpg"]
+    assert "2 hidden images are left out" in caplog.text

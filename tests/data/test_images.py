@@ -1,9 +1,27 @@
-"""Lists of images, also as Windows writes them."""
+"""Lists and tables of images, also as Windows writes them; EXIF orientation."""
 
+import io
+import os
+
+import numpy as np
 import pytest
+from conftest import ROOT
+from PIL import Image as PILImage
+from PIL import ImageOps
 
-from reid.data.images import find_images
+from reid.data.images import find_images, list_images
+from reid.data.loader import decode, open_image, pixels_of
 from reid.errors import InputError
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (48, 20, 3), np.uint8)
+
+
+def stored(kind: str, orientation: int | None = None, pixels=PIXELS) -> bytes:
+    exif, out = PILImage.Exif(), io.BytesIO()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    PILImage.fromarray(pixels).save(out, kind, exif=exif)
+    return out.getvalue()
 
 
 def test_lists_from_elsewhere(images, tmp_path):
@@ -15,3 +33,54 @@ def test_lists_from_elsewhere(images, tmp_path):
         listed.write_text(f"{images[0]}\t{pid}\n", encoding="utf-8")
         with pytest.raises(InputError, match="line 1: expected 'path'"):
             find_images([str(listed)])
+
+
+def test_a_table_that_prepare_reads_is_a_list(tmp_path):
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    table = tmp_path / "list.csv"
+    table.write_text("path,pid,camid\na.jpg,anna,yard\nb.jpg,bert,door\nc.jpg,anna,door\n", encoding="utf-8")
+    found = list_images([str(table)])
+    assert [(os.path.basename(i.path), i.pid, i.camid) for i in found.images] == [
+        ("a.jpg", 0, 1), ("b.jpg", 1, 0), ("c.jpg", 0, 0)]  # fmt: skip
+    assert [*found.labels.identities] == ["anna", "bert"] and [*found.labels.cameras] == ["door", "yard"]
+    other = tmp_path / "list.tsv"
+    other.write_text("path\tpid\na.jpg\t12\nb.jpg\t7\n", encoding="utf-8")
+    found = list_images([str(other)])
+    assert [i.pid for i in found.images] == [12, 7] and not found.labels.identities
+    other.write_text(f"{tmp_path / 'a.jpg'}\t12\n", encoding="utf-8")  # without a header
+    assert [i.pid for i in find_images([str(other)])] == [12]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_as_pillow_applies_it(tmp_path, kind, orientation):
+    content = stored(kind, orientation)
+    with PILImage.open(io.BytesIO(content)) as image:
+        expected = ImageOps.exif_transpose(image).convert("RGB")
+    np.testing.assert_array_equal(open_image(content).convert("RGB"), expected)
+    resized = expected.resize((32, 64), PILImage.Resampling.BILINEAR)
+    path = tmp_path / "a.img"
+    path.write_bytes(content)
+    np.testing.assert_array_equal(decode(str(path), 64, 32), resized)
+
+
+def test_images_without_orientation_keep_every_bit():
+    for content in (stored("JPEG"), stored("PNG"), stored("JPEG", 0), stored("JPEG", 9)):
+        with PILImage.open(io.BytesIO(content)) as image:
+            expected = image.convert("RGB").resize((32, 64), PILImage.Resampling.BILINEAR)
+        np.testing.assert_array_equal(pixels_of(content, "a", 64, 32), expected)
+
+
+def test_damaged_exif_is_no_reason_to_refuse_an_image():
+    out = io.BytesIO()
+    PILImage.fromarray(PIXELS).save(out, "JPEG", exif=b"Exif\0\0" + bytes(range(40)))
+    assert open_image(out.getvalue()).size == (20, 48)
+
+
+def test_every_file_is_opened_by_one_function():
+    """No other module of the library opens an image file. bench/data.py has the plain form to compare with."""
+    opened = {
+        path.name for path in (ROOT / "reid").rglob("*.py") if "PILImage.open(" in path.read_text(encoding="utf-8")
+    }
+    assert opened == {"loader.py", "data.py"}

@@ -33,7 +33,7 @@ COUNTS = {"trainval": (1, 2), "query": (1, 1), "gallery": (2, 2)}
 
 def jpeg(shade: int = 0) -> bytes:
     out = io.BytesIO()
-    PILImage.new("RGB", (16, 32), (shade % 256, shade // 256 % 256, 90)).save(out, "JPEG")
+    PILImage.new("RGB", (16, 32), (shade % 256, shade // 256 % 256, 90)).save(out, "JPEG", comment=f"{shade:05}")
     return out.getvalue()
 
 
@@ -237,7 +237,7 @@ def test_500k_distractors_join_the_gallery_when_their_folder_is_there(small, tmp
 def test_files_that_are_not_images_are_listed_and_left_out(small, tmp_path, caplog):
     source = write_files(tmp_path / "raw", MARKET | {"query/Thumbs.db", "bounding_box_test/readme.txt"})
     prepare("market1501", source, tmp_path / "sets")
-    assert "ignored, not images: query/Thumbs.db, bounding_box_test/readme.txt" in caplog.text
+    assert "ignored, not images: 1 .db (query/Thumbs.db), 1 .txt (bounding_box_test/readme.txt)" in caplog.text
 
 
 def test_unreadable_names_are_all_listed(tmp_path):

@@ -45,7 +45,7 @@ def test_one_folder_an_identity_without_cameras(tmp_path, caplog):
     out = caplog.text
     assert "understood: 18 images of 6 identities; no cameras were given" in out
     assert "  anna/0.JPG -> identity 'anna' = pid 0" in out and out.count(" -> identity ") == 3
-    assert "ignored, not images: anna/Thumbs.db" in out
+    assert "ignored, not images: 1 .db (anna/Thumbs.db)" in out
     assert len(pids(dataset.trainval)) == 3 and len(pids(dataset.query)) == 3
     assert pids(dataset.query) == pids(dataset.gallery) and not pids(dataset.query) & pids(dataset.trainval)
     assert matched(dataset) and (len(dataset.query), len(dataset.gallery)) == (3, 6)

@@ -5,14 +5,13 @@ copied out under new names.
 """
 
 import lzma
-import os
 import shutil
 import stat
 import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,10 +20,11 @@ from typing import IO, Any, NamedTuple
 
 from tqdm import tqdm
 
+from reid.data.folders import files_below, is_hidden, is_image, log_hidden
+from reid.data.prepare.member_names import decoded, stored_name
 from reid.errors import InputError, MissingInput
 from reid.files import link_or_copy
 
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAX_MEMBERS = 2_000_000
 MAX_IMAGE = 64 << 20  # bytes of one image file; an image of a person has some thousand
@@ -119,7 +119,7 @@ def open_source(path: str | Path) -> Iterator[Source]:
     if not path.exists():
         raise MissingInput(f"--source {path} does not exist; give the archive as downloaded, or its folder")
     if path.is_dir():
-        yield in_folder(path, dict(sorted(walk(path))))
+        yield in_folder(path, files_below(path))
         return
     with damage(path, f"the archive ({path.stat().st_size:,} bytes)"):
         archive = open_archive(path)
@@ -128,7 +128,7 @@ def open_source(path: str | Path) -> Iterator[Source]:
         return
     with archive, tempfile.TemporaryDirectory() as scratch:
         with damage(path, "the list of members"):
-            members = checked(path, members_of(archive))
+            members = checked(path, list(limited(path, members_of(archive))))
         names = sorted(members)
         sizes = {name: members[name].size for name in names}
         offsets = {name: members[name].offset for name in names}
@@ -146,32 +146,17 @@ def joined(parts: dict[str, Path]) -> Source:
     for part, folder in parts.items():
         if not folder.is_dir():
             raise MissingInput(f"--{part} {folder} is not a folder; give the folder of its images")
-        for name, size in sorted(walk(folder)):
+        for name, size in files_below(folder).items():
             sizes[f"{part}/{name}"] = size
             places[f"{part}/{name}"] = folder / name
     above = next(iter(parts.values())).parent
     return Source(above, sizes, lambda name: open(places[name], "rb"), places=places)
 
 
-def walk(folder: Path) -> Iterator[tuple[str, int]]:
-    """(name, bytes) of the files below a folder. Links are followed, each real folder once."""
-    seen: set[str] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [f for f in folders if not f.startswith((".", "__MACOSX"))]
-        if os.path.realpath(parent) in seen:
-            folders.clear()
-            continue
-        seen.add(os.path.realpath(parent))
-        for file in files:
-            path = Path(parent, file)
-            if not file.startswith(".") and path.is_file():
-                yield path.relative_to(folder).as_posix(), path.stat().st_size
-
-
 class Member(NamedTuple):
     """One file of an archive."""
 
-    name: str
+    name: str | bytes  # bytes: in an encoding that the archive does not name
     size: int  # bytes, as the archive claims
     offset: int
     open: Callable[[], Any]  # as a binary file
@@ -191,34 +176,51 @@ def members_of(archive: zipfile.ZipFile | tarfile.TarFile) -> Iterator[Member]:
         for tar in archive:
             if not tar.isdir():
                 problem = "" if tar.isreg() else "is a link or device"
-                yield Member(tar.name, tar.size, tar.offset_data, partial(archive.extractfile, tar), problem)
+                yield Member(stored_name(tar), tar.size, tar.offset_data, partial(archive.extractfile, tar), problem)
         return
     for info in archive.infolist():
         problem = "is encrypted; unpack it yourself and give the folder" if info.flag_bits & 1 else ""
         if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
             problem = "is a link or device"
         if problem or not info.is_dir():
-            yield Member(info.filename, info.file_size, info.header_offset, partial(archive.open, info), problem)
+            opened = partial(archive.open, info)
+            yield Member(stored_name(info), info.file_size, info.header_offset, opened, problem)
 
 
-def checked(path: Path, members: Iterable[Member]) -> dict[str, Member]:
-    """{name: member}. Raises InputError at the first member that is not safe."""
-    kept: dict[str, Member] = {}
+def limited(path: Path, members: Iterable[Member]) -> Iterator[Member]:
+    """The members. Raises InputError at the first that is too much for the archive: it may be a bomb."""
     total, most = 0, (100 << 20) + 100 * path.stat().st_size
     for count, member in enumerate(members, 1):
-        name, problem = member.name.replace("\\", "/"), member.problem
-        pure = PurePosixPath(name)
         total += member.size
+        if total > most or count > MAX_MEMBERS:
+            problem = f"brings the content to {count:,} files and {total:,} bytes, too much for this archive"
+            raise refused(path, member.name, problem)
+        yield member
+
+
+def refused(path: Path, name: str | bytes, problem: str) -> InputError:
+    return InputError(f"{path}: member {name!r} {problem}; this is not a dataset archive as published")
+
+
+def checked(path: Path, members: Sequence[Member]) -> dict[str, Member]:
+    """{name: member}. Raises InputError at the first member that is not safe."""
+    kept: dict[str, Member] = {}
+    hidden: list[str] = []
+    names = decoded(path, [member.name for member in members])
+    for stored, member in zip(names, members):
+        name, problem = stored.replace("\\", "/"), member.problem
+        pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or not pure.parts or ":" in pure.parts[0]:
             problem = "would be written outside the target folder"
-        elif member.size > MAX_IMAGE and name.lower().endswith(IMAGES):
+        elif member.size > MAX_IMAGE and is_image(name):
             problem = f"claims {member.size:,} bytes, too many for an image"
-        elif total > most or count > MAX_MEMBERS:
-            problem = f"brings the content to {count:,} files and {total:,} bytes, too much for this archive"
         elif str(pure) in kept:
             problem = "occurs twice"
         if problem:
-            raise InputError(f"{path}: member {member.name!r} {problem}; this is not a dataset archive as published")
-        if "__MACOSX" not in pure.parts and not pure.name.startswith("."):
+            raise refused(path, stored, problem)
+        if is_hidden(name):
+            hidden.append(name)
+        else:
             kept[str(pure)] = member
+    log_hidden(path, hidden)
     return kept

@@ -4,8 +4,9 @@ import re
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
+from reid.data.folders import is_image
 from reid.data.messages import indented, shortened
-from reid.data.prepare.archive import IMAGES, Source
+from reid.data.prepare.archive import Source
 from reid.data.prepare.plan import Plan, Split
 from reid.data.published import ENLARGED
 from reid.errors import InputError
@@ -52,7 +53,7 @@ def add(result: Plan, names: list[str], unreadable: list[str], folder: str, pid:
     first = len(result.images)
     for name in names:
         match = NAME.fullmatch(PurePosixPath(name).name)
-        if not name.lower().endswith(IMAGES):
+        if not is_image(name):
             result.ignored.append(name)
         elif not match or not 1 <= int(match[2]) <= result.num_cameras or int(match[1]) < JUNK:
             unreadable.append(name)

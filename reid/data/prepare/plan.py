@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from reid.data.folders import left_out
 from reid.data.labels import Labels
 from reid.data.messages import shortened
 from reid.data.published import PUBLISHED, Counts, differences
@@ -65,7 +66,7 @@ def table(name: str, plan: Plan) -> str:
     if plan.note:
         lines.append(f"note: {plan.note}")
     if plan.ignored:
-        lines.append(f"ignored, not images: {shortened(plan.ignored, 10)}")
+        lines.append(f"ignored, not images: {left_out(plan.ignored)}")
     return "\n".join(lines)
 
 

@@ -3,9 +3,10 @@
 from collections import defaultdict
 from pathlib import PurePosixPath
 
+from reid.data.folders import IMAGES, is_image, left_out
 from reid.data.messages import indented, shortened
 from reid.data.prepare import market
-from reid.data.prepare.archive import IMAGES, Source
+from reid.data.prepare.archive import Source
 from reid.data.prepare.rows import JUNK, Row, Rows
 from reid.data.prepare.subsets import SEEN, Place, locate, subset_of
 from reid.data.prepare.template import as_template, common_depth, read_names
@@ -22,10 +23,11 @@ def rows_of_folders(source: Source, template: str = "", layout: str = "", nested
     Folders named after a subset give the subset, unless the template has {subset}; nested:
     whether one of them can be inside another. Raises InputError for what is not understood.
     """
-    names = [name for name in source.sizes if name.lower().endswith(IMAGES)]
+    names = [name for name in source.sizes if is_image(name)]
+    result = Rows([], source, [name for name in source.sizes if not is_image(name)])
     if not names:
-        raise InputError(f"{source.path} has no images ({', '.join(IMAGES)})")
-    result = Rows([], source, [name for name in source.sizes if not name.lower().endswith(IMAGES)])
+        found = f"; found {left_out(result.ignored)}" if result.ignored else ""
+        raise InputError(f"{source.path} has no images ({', '.join(IMAGES)}){found}")
     form = as_template(template) if template else None
     if form and form.with_subset:
         paths = {name: PurePosixPath(name) for name in names}
