@@ -17,7 +17,7 @@ from reid.models import build_model
 
 def run(a) -> Iterator[str]:
     hardware = find_hardware(a.device, tuple(a.gpus))
-    set_up(hardware, "fp32")  # each form selects its own precision
+    set_up(hardware, "fp32")  # each variant selects its own precision
     device = hardware.device
     torch.manual_seed(0)
     model = build_model(Config(backbone=a.backbone), 0).eval()

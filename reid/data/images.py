@@ -51,8 +51,8 @@ def list_images(sources: Sequence[str]) -> Listed:
 
     A list is a .txt or .tsv file. Each line holds a path, relative to the list, and, where known, pid and camid after
     tabs. A table (.csv, .tsv, .json) is read as `prepare folder` reads it. Whole numbers are pids and camids as they
-    are; other labels are numbered in order. Unknown labels are -1. Of an image that is named twice, the last labels
-    count. Files of folders and patterns without the suffix of an image are left out and logged.
+    are; other labels are numbered in order. Unknown labels are -1. If an image is listed twice, its last
+    labels are used. Files of folders and patterns without the suffix of an image are left out and logged.
     Raises MissingInput for a source that does not exist, InputError for one without images.
     """
     found: dict[str, Found] = {}
@@ -162,7 +162,7 @@ def read_images(
 ) -> ReadImages:
     """Opens and decodes each file once, and logs those that cannot be read.
 
-    The pixels are kept where memory takes them (cache auto of ImageStore); otherwise they are decoded again later.
+    The pixels are kept if they fit into memory (cache auto of ImageStore); otherwise they are decoded again later.
     Raises InputError when a file cannot be read and skip_bad is not given, or when none can.
     """
     device = torch.device(device)

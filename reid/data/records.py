@@ -1,4 +1,4 @@
-"""What a dataset is: lists of images with identities and cameras."""
+"""A dataset: lists of images with identities and cameras."""
 
 import hashlib
 import os
@@ -16,6 +16,8 @@ WITHOUT_CAMERAS = "no cameras were given"  # in the protocol of a dataset that h
 
 
 class Image(NamedTuple):
+    """An image file with its identity and camera; -1 if unknown."""
+
     path: str
     pid: int
     camid: int  # from 0

@@ -29,7 +29,7 @@ def describe(
     """Descriptors (n, S, D) of batches of uint8 images (n, 3, H, W), float32 on `device`.
 
     A descriptor is the mean of the features of image and mirror image (with `flip`), scaled so that its S x D
-    numbers have length 1. With several processes each gives its part of every batch, and all get the whole.
+    numbers have length 1. Each of several processes passes its part of every batch and gets the whole.
     """
     model.eval()
     device = torch.device(device)
@@ -68,13 +68,13 @@ def extract_file(
 ) -> None:
     """Writes a features file while it extracts, with the flip and precision of `record`.
 
-    load(start) gives batches of uint8 images from number `start` on. images: {"query": [...], "gallery": [...]}, in
+    load(start) returns batches of uint8 images, from number `start` on. images: {"query": [...], "gallery": [...]}, in
     this order. attrs: further attributes of the file. A later call with the same images and record continues an
-    interrupted file, and reuses a complete one. Only rank 0 writes; the path, the digests in `record` and attrs are
-    used there alone.
+    interrupted file, and reuses a complete one. Only rank 0 writes; the other
+    ranks ignore the path, the digests in `record` and attrs.
     """
     flip, precision = record.flip, record.precision
-    assert flip is not None and precision is not None, "unknown only in other systems' records"
+    assert flip is not None and precision is not None, "an extraction knows its flip and precision"
     listed = [image for side in images.values() for image in side]
     total, first = len(listed), world().first
     labels = {
@@ -86,7 +86,7 @@ def extract_file(
     if hasattr(model, "bands"):
         attrs["bands"] = model.bands
     writer = FeaturesWriter(path, record, labels)
-    with locked(path) if first else nullcontext():  # the second of two equal commands finds the work done
+    with locked(path) if first else nullcontext():  # a second identical command waits and finds the work done
         done = from_first(writer.count_done() if first else 0, device)
         batches = load(done) if done < total else ()
         with progress(total, done) as bar, signals_noted() as received:
@@ -97,16 +97,16 @@ def extract_file(
                 done += len(features)
                 bar.update(len(features))
                 if from_first(len(received), device):
-                    raise Interrupted(f"stopped after {done} of {total} images; the same command continues")
+                    raise Interrupted(f"stopped after {done} of {total} images; run the same command again to continue")
         if done != total:
-            raise InputError(f"{total} images to extract, but only {done} came")
+            raise InputError(f"expected {total} images, but got only {done}")
         if first:
             writer.finish()
     wait()
 
 
 def progress(total: int, done: int = 0) -> tqdm:
-    hidden = None if world().first else True  # None: only in a terminal
+    hidden = None if world().first else True  # None: shown only in a terminal
     return tqdm(total=total, initial=done, desc="features", unit=" images", disable=hidden)
 
 
