@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add(f"--{part}", metavar="DIR", help=f"folder of the {part} images, instead of --source")
     add(
         "--template",
-        help="pattern of the image names, for example '{pid}_c{cam}_{}.jpg' or '{pid:4}{cam:3}.png', with {pid}, {cam}, "
+        help="pattern of the image names, for example '{pid}_c{cam}_{}.jpg' or '{pid:4}{cam:3}.png', of {pid}, {cam}, "
         "{seq}, {subset}, {} for any text, and widths; with '/' it is matched against the path (default: one folder "
         "per identity)",
     )
