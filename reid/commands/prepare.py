@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from reid.data.prepare import open_dataset, prepare, prepare_own
-from reid.data.prepare.folders import LAYOUTS
 from reid.data.prepare.known import DATASETS
+from reid.data.prepare.layouts import LAYOUTS
 from reid.data.prepare.own import PARTS, OwnImages
 from reid.data.prepare.split import TEST_SHARE, Drawing
 from reid.errors import InputError
@@ -32,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add(f"--{part}", metavar="DIR", help=f"folder of the {part} images, instead of --source")
     add(
         "--template",
-        help="pattern of the image names, for example '{pid}_c{cam}_{}.jpg' or '{pid:4}{cam:3}.png', with {pid}, "
-        "{cam}, {seq}, {subset}, {} for any text, and widths; with '/' it is matched against the path (default: one "
-        "folder per identity)",
+        help="pattern of the image names, for example '{pid}_c{cam}_{}.jpg' or '{pid:4}{cam:3}.png', of {pid}, {cam}, "
+        "{seq}, {subset}, {} for any text, and widths; with '/' it is matched against the path (default: one folder "
+        "per identity)",
     )
     add("--layout", choices=LAYOUTS, help="market: subset folders with names of Market-1501 (0002_c1s1_000451_03.jpg)")
     add("--test_only", action="store_true", default=None, help="make a test set without training images")
@@ -44,8 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"share of the identities with a match that a drawn test gets (default {TEST_SHARE})",
     )
     add("--seed", type=int, help="seed of a drawn split or drawn queries (default 0)")
-    text = "leave out images that cannot be read, and list them"
-    add("--skip_bad", action="store_true", default=None, help=text)
+    add("--skip_bad", action="store_true", default=None, help="leave out images that cannot be read, and list them")
 
 
 def main(arguments: argparse.Namespace) -> int:

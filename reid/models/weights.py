@@ -47,8 +47,8 @@ def read_weights(path: str | Path) -> tuple[nn.Module, Config]:
         first = ", ".join(map(str, list(content)[:3]))
         raise InputError(
             f"{path} has weights neither of this project nor of the published layout (its first keys: {first}). "
-            f"Convert it with: python -m reid import {path} weights.pth. A backbone without heads can start a training: "
-            f"python train.py --pretrained {path}"
+            f"Convert it with: python -m reid import {path} weights.pth. A backbone without heads can start a "
+            f"training: python train.py --pretrained {path}"
         )
     model = build_model(config, classes)
     fill(model, state, path)

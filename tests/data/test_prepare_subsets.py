@@ -9,8 +9,8 @@ from test_prepare_own import matched, pids, prepared
 from reid.__main__ import main
 from reid.data.check import check_lists
 from reid.data.prepare import open_dataset
-from reid.data.prepare.folders import rows_of_folders
 from reid.data.prepare.known import find_raw
+from reid.data.prepare.layouts import rows_of_folders
 from reid.data.prepare.split import Drawing, plan_own
 from reid.data.prepare.subsets import subset_of
 from reid.data.published import PUBLISHED
@@ -267,10 +267,10 @@ def test_evaluate_needs_no_training_images(tmp_path, weights, capsys):
     assert "trainval has 0 identities" in capsys.readouterr().err
 
 
-def test_real_names_of_market_and_duke_give_the_published_counts(shared):
-    for name, file in (("market1501", "market1501"), ("dukemtmc", "dukeMTMC")):
-        lists = [shared / f"data/lists/triplet-reid/{file}_{part}.csv" for part in ("train", "query", "test")]
-        names = [line.split(",")[1] for p in lists for line in p.read_text(encoding="utf-8").splitlines()]
-        found = rows_of_folders(names_only(f"{file}/{n}" for n in names), layout="market")
-        plan, _ = plan_own(found.rows, Drawing())
-        assert plan.counts() == PUBLISHED[name]
+@pytest.mark.parametrize("name, file", [("market1501", "market1501"), ("dukemtmc", "dukeMTMC")])
+def test_real_names_give_the_published_counts(shared, name, file):
+    lists = [shared / f"data/lists/triplet-reid/{file}_{part}.csv" for part in ("train", "query", "test")]
+    names = [line.split(",")[1] for path in lists for line in path.read_text(encoding="utf-8").splitlines()]
+    found = rows_of_folders(names_only(f"{file}/{n}" for n in names), layout="market")
+    plan, _ = plan_own(found.rows, Drawing())
+    assert plan.counts() == PUBLISHED[name]

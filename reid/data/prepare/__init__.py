@@ -61,6 +61,8 @@ def prepare(name: str, source: str | Path, dataset_path: str | Path, link: bool 
         raw = again.without_prepared(opened, folder)
         plan = DATASETS[folder.name].read(raw)
         plan.prepared = again.of_plan(raw, plan)
+        if again.is_prepared(folder, plan.prepared):
+            return read_dataset(folder)
         return make(folder, plan, raw, link)
 
 
@@ -74,11 +76,12 @@ def prepare_own(name: str, images: own.OwnImages, dataset_path: str | Path, link
     if folder.name.lower() in (*DATASETS, "demo"):  # lower case: some file systems ignore case
         raise InputError(f"--name {name} is the name of a known dataset; choose another for your own images")
     with own.read(images, folder) as read:
+        prepared = own.description(images, read)
+        if again.is_prepared(folder, prepared):
+            return read_dataset(folder)
         bad = unreadable(read.source, [row.name for row in read.rows], images.skip_bad)
-        read.rows = [row for row in read.rows if row.name not in bad]
-        plan, words = plan_own(read.rows, images.drawing)
-        plan.prepared = own.description(images, read)
-        plan.ignored = read.ignored
+        plan, words = plan_own([row for row in read.rows if row.name not in bad], images.drawing)
+        plan.prepared, plan.ignored = prepared, read.ignored
         plan.dropped += read.dropped
         if bad:
             plan.dropped["images that cannot be read (listed above)"] = len(bad)
@@ -87,13 +90,7 @@ def prepare_own(name: str, images: own.OwnImages, dataset_path: str | Path, link
 
 
 def make(folder: Path, plan: Plan, source: Source, link: bool) -> Dataset:
-    """Logs and checks the counts of a plan, then writes it as `folder`.
-
-    A folder that was prepared from the same is read as it is.
-    """
-    if (folder / "meta.json").exists():
-        again.assert_same(folder, plan.prepared)
-        return read_dataset(folder)
+    """Logs and checks the counts of a plan, then writes it as `folder`."""
     logger.info(table(folder.name, plan))
     assert_sound(folder.name, plan, source.path)
     if link and plan.place:

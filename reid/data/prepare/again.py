@@ -36,17 +36,19 @@ def without_prepared(source: Source, folder: Path) -> Source:
     return replace(source, sizes={name: size for name, size in source.sizes.items() if not name.startswith(own)})
 
 
-def assert_same(folder: Path, now: dict[str, Any]) -> None:
-    """Logs that `folder` is already prepared from what `now` describes.
+def is_prepared(folder: Path, now: dict[str, Any]) -> bool:
+    """Whether `folder` is already prepared from what `now` describes; logs that it is.
 
     Raises InputError, which shows both, if it was prepared from something else.
     """
+    if not (folder / "meta.json").exists():
+        return False
     then = read_json(folder / "meta.json", dict).get("prepared") or {}
     if not then:
         logger.warning(
             f"{folder} is already prepared, and does not record from what; delete it to prepare it from {now['source']}"
         )
-        return
+        return True
     changed = [key for key, value in now.items() if then.get(key) != value]
     if changed and changed != ["source"]:  # the same images and labels may be at another place
         lines = [f"{key}: {shown(then.get(key))} then, {shown(now[key])} now" for key in changed]
@@ -55,6 +57,7 @@ def assert_same(folder: Path, now: dict[str, Any]) -> None:
             f"again:{indented(lines)}"
         )
     logger.info(f"{folder} is already prepared from the same source; delete it to prepare it again")
+    return True
 
 
 def shown(value: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from reid.data.prepare.again import digest, without_prepared
 from reid.data.prepare.archive import joined, open_source
-from reid.data.prepare.folders import LAYOUTS, rows_of_folders
+from reid.data.prepare.layouts import LAYOUTS, rows_of_folders
 from reid.data.prepare.lists import LISTS, rows_of_list
 from reid.data.prepare.rows import Rows
 from reid.data.prepare.split import Drawing

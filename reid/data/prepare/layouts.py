@@ -24,11 +24,10 @@ def rows_of_folders(source: Source, template: str = "", layout: str = "", nested
     whether one of them can be inside another. Raises InputError for what is not understood.
     """
     names = [name for name in source.sizes if is_image(name)]
-    others = [name for name in source.sizes if not is_image(name)]
+    result = Rows([], source, [name for name in source.sizes if not is_image(name)])
     if not names:
-        found = f"; found {left_out(others)}" if others else ""
+        found = f"; found {left_out(result.ignored)}" if result.ignored else ""
         raise InputError(f"{source.path} has no images ({', '.join(IMAGES)}){found}")
-    result = Rows([], source, others)
     form = as_template(template) if template else None
     if form and form.with_subset:
         paths = {name: PurePosixPath(name) for name in names}
