@@ -16,6 +16,7 @@ from reid.variants import CHOICES, MODELS, check_model
 
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 PRECISIONS = ("fp32", "tf32", "bf16")
+ENGINES = ("auto", "torch", "onnx", "openvino", "plain")
 
 # names of command lines
 BOTH = ("train", "evaluate")
@@ -106,12 +107,18 @@ class Config:
         scripts=ALL,
     )
     ghost_batch: int = in_training(0, "share batch-norm statistics among N images (0: the whole batch)")
-    compile: bool = in_training(False, "compile the backbone with torch.compile", scripts=("train", *INFERENCE))
+    compile: bool = in_training(False, "compile the backbone with torch.compile", scripts=("train",))
     seed: int = in_training(0, "seed weights, batches and augmentation")
     eval_every: int = in_training(5, "validate every N epochs with --train_set train (0: never, keep the last weights)")
 
     ap: str = in_evaluation("step", "compute the average precision this way", ("step", "trapezoid"))
     cmc: str = in_evaluation("market1501", "use this definition of CMC", ("market1501", "allshots", "cuhk03"))
+    engine: str = in_evaluation(
+        "auto",
+        "run the model with this engine (auto: from 2,000 images on OpenVINO or ONNX Runtime if installed, else torch)",
+        ENGINES,
+        scripts=("evaluate", *INFERENCE),
+    )
     metric: str = in_evaluation("euclidean", "rank by this distance", ("euclidean", "cosine"))
     rerank: bool = in_evaluation(False, "re-rank with k-reciprocal neighbours")
     query_expansion: int = in_evaluation(0, "replace queries by the mean with their N nearest gallery images")

@@ -14,7 +14,8 @@ from reid.evaluation.features import common_folder
 from reid.evaluation.record import Record
 from reid.evaluation.store import is_features, read_h5
 from reid.files import atomic_file, writing
-from reid.inference.describe import extract_file
+from reid.inference.describe import extract_file, with_bands
+from reid.inference.engines import Wanted, resolve_engine
 from reid.inference.extractor import Extractor
 
 
@@ -31,7 +32,7 @@ def main(arguments) -> int:
     if out.suffix == ".h5" and out.exists() and not is_features(out):
         raise InputError(f"--out {out}: this file is not a features file and is kept; give another name")
     images = find_images(arguments.images)
-    extractor = open_extractor(arguments)
+    extractor = open_extractor(arguments, len(images))
     found = read_images(images, extractor.size, extractor.num_workers, extractor.device, arguments.skip_bad)
     with writing(out):
         if out.suffix == ".h5":
@@ -42,8 +43,8 @@ def main(arguments) -> int:
     return 0
 
 
-def open_extractor(arguments) -> Extractor:
-    """The Extractor of the typed flags, ready on its device."""
+def open_extractor(arguments, count: int) -> Extractor:
+    """The Extractor of the typed flags, ready on its device. count: how many images will come."""
     config = Config(batch_sample=1, **given_flags(arguments))  # K belongs to trainings
     if len(config.gpus) > 1:
         raise InputError(f"--gpus {' '.join(map(str, config.gpus))}: this command uses one GPU; give one id")
@@ -52,8 +53,8 @@ def open_extractor(arguments) -> Extractor:
     return Extractor(
         config.pretrained_weights_dir,
         hardware.device,
+        engine=resolve_engine(Wanted(config.engine, precision, device=hardware.device, count=count)),
         precision=precision,
-        compile=config.compile,
         flip=not arguments.no_flip,
         batch_size=config.batch_size,
         num_workers=config.num_workers,
@@ -74,9 +75,11 @@ def extract_to(path: Path, extractor: Extractor, found: ReadImages) -> None:
         w=width,
         flip=extractor.flip,
         precision=extractor.precision,
+        engine=extractor.engine.name,
     )
     folder = common_folder([image.path for image in found.images])
-    extract_file(path, extractor.model, load, {"gallery": found.images}, record, extractor.device, folder=folder)
+    attrs = with_bands(extractor.bands)
+    extract_file(path, extractor.engine, load, {"gallery": found.images}, record, folder=folder, **attrs)
 
 
 def extract_npz(path: Path, extractor: Extractor, found: ReadImages) -> None:

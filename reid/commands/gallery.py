@@ -74,15 +74,14 @@ def put(a) -> int:
 def from_images(a, path: Path, gallery: Gallery | None) -> tuple[Fingerprint, Entries]:
     """Entries of --images for the gallery at `path`, which is None where it is new."""
     images = find_images(a.images)
-    extractor = open_extractor(a)
+    extractor = open_extractor(a, len(images))
     mark = fingerprint(extractor)
     if gallery is not None:  # before the long work
         gallery.refuse_other(mark)
         check_names([beside(i.path, path) for i in images], gallery.labels()[0])
     found = read_images(images, extractor.size, extractor.num_workers, extractor.device, a.skip_bad)
     batches = found.store.batches(in_order(len(found.images), extractor.batch_size))
-    total, device = len(found.images), extractor.device
-    features = extract(extractor.model, batches, total, device, extractor.flip, extractor.precision)
+    features = extract(extractor.engine, batches, len(found.images))
     names = [beside(image.path, path) for image in found.images]
     labels = np.array([(image.pid, image.camid) for image in found.images], np.int64)
     return mark, Entries(features, names, labels[:, 0], labels[:, 1])
@@ -140,7 +139,7 @@ def search(a) -> int:
     if a.picture:
         kind_of(Path(a.picture))
     gallery = Gallery(a.gallery)
-    extractor = open_extractor(a)
+    extractor = open_extractor(a, len(a.images))
     gallery.refuse_other(fingerprint(extractor))
     found = gallery.search(extractor(a.images), a.top, a.threshold)
     for image, answers in zip(a.images, found):

@@ -19,6 +19,7 @@ from reid.errors import InputError, Interrupted
 from reid.evaluation.ranking import rank
 from reid.files import writing
 from reid.inference.describe import extract
+from reid.inference.engines import TorchEngine
 from reid.models import build_model, weights
 from reid.models.backbone import load_pretrained
 from reid.models.layers import check_height
@@ -197,7 +198,8 @@ class Trainer:
         c, count = self.config, len(self.held_out)
         store = ImageStore(self.held_out, c.h, c.w, c.num_workers, device=self.device)
         batches = store.batches([part_of(rows, self.here) for rows in in_order(count, c.batch_size)])
-        features = extract(self.model, batches, count, self.device, precision=self.train_step.precision)
+        engine = TorchEngine(self.model, self.device, precision=self.train_step.precision)
+        features = extract(engine, batches, count)
         self.model.train()
         pids = np.array([image.pid for image in self.held_out])
         camids = np.array([image.camid for image in self.held_out])
