@@ -4,7 +4,7 @@ __all__ = ["Extractor", "load_model"]
 
 
 def __getattr__(name: str):
-    """Imports torch only where one of the names is used, so that the command line answers at once."""
+    """Imports torch only when one of the names is used, so that the command line starts quickly."""
     if name == "Extractor":
         from reid.inference.extractor import Extractor
 

@@ -18,14 +18,14 @@ COMMANDS = {
     "extract": ("reid.commands.extract", "compute descriptors of any images"),
     "gallery": ("reid.commands.gallery", "create, change and search a gallery of descriptors"),
     "import": ("reid.commands.import_weights", "convert weights of other programs safely"),
-    "prepare": ("reid.commands.prepare", "prepare a dataset from an archive, a folder, or drawn (demo)"),
-    "report": ("reid.commands.report", "write a page with rank lists, matched parts and curves"),
+    "prepare": ("reid.commands.prepare", "prepare a dataset from an archive or folder, or draw the demo"),
+    "report": ("reid.commands.report", "write an HTML page with rank lists, matched parts and curves"),
     "table": ("reid.commands.table", "print finished runs as a table, with means over seeds"),
 }
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 a check or comparison failed, 2 bad usage or bad input."""
+    """Exit codes: 0 success, 1 a check or comparison failed, 2 bad usage or bad input."""
     argv = sys.argv[1:] if argv is None else argv
     parser = Parser(prog="python -m reid", description=__doc__)
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)

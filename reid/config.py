@@ -1,6 +1,6 @@
-"""The configuration: one frozen dataclass = command line (flags.py) = JSON in the run folder.
+"""The configuration: one frozen dataclass defines the flags (flags.py) and the JSON in the run folder.
 
-Each field belongs to a section. The sections data, model, training and evaluation change numbers. Fields of
+Each field belongs to a section. The sections data, model, training and evaluation affect results. Fields of
 the section run do not: run names leave them out, and they may differ when a run is resumed.
 """
 
@@ -18,14 +18,14 @@ DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 PRECISIONS = ("fp32", "tf32", "bf16")
 ENGINES = ("auto", "torch", "onnx", "openvino", "plain")
 
-# names of command lines
+# commands that share a flag
 BOTH = ("train", "evaluate")
 INFERENCE = ("extract", "gallery")
 ALL = (*BOTH, *INFERENCE)
 
 
 def option(section: str, default, help: str, choices: tuple = (), minimum: float = 0, scripts=("train",)) -> Any:
-    """A configuration field. `minimum` holds for numbers; `scripts` are the command lines that have it as a flag."""
+    """A configuration field. `minimum` applies to numbers; `scripts` are the commands that have it as a flag."""
     metadata = {"section": section, "help": help, "choices": choices, "minimum": minimum, "scripts": scripts}
     return field(default=default, metadata=metadata)
 
@@ -39,61 +39,67 @@ in_run = partial(option, "run")
 
 @dataclass(frozen=True)
 class Config:
-    """Every setting of a run. The defaults are the profile `paper`. Raises InputError for settings it cannot use."""
+    """Every setting of a run. The defaults are the profile `paper`. Raises InputError for invalid settings."""
 
     profile: str = in_run("paper", "start from these named defaults (reid/profiles.py)")
 
     dataset_type: tuple[str, ...] = in_data(
-        ("market1501",), "use these folders of --dataset_path: trained together, scored one by one", scripts=BOTH
+        ("market1501",), "use these folders of --dataset_path (trained jointly, scored one by one)", scripts=BOTH
     )
     dataset_path: str = in_run("./datasets", "look for datasets in this folder", scripts=BOTH)
     split: int = in_data(0, "use this entry of splits.json")
-    train_set: str = in_data("trainval", "train: hold out --num_val identities", ("trainval", "train"))
+    train_set: str = in_data(
+        "trainval", "train on all identities, or hold out --num_val of them (train)", ("trainval", "train")
+    )
     num_val: int = in_data(100, "hold out this number of identities with --train_set train", minimum=1)
     h: int = in_data(384, "resize images to this height in pixels", minimum=16, scripts=BOTH)
     w: int = in_data(128, "resize images to this width in pixels", minimum=16, scripts=BOTH)
-    batch_size: int = in_data(64, "process this number of images at once", minimum=1, scripts=ALL)
-    batch_sample: int = in_data(4, "put this number of images of each identity into a batch (K)", minimum=1)
+    batch_size: int = in_data(64, "set the number of images per batch", minimum=1, scripts=ALL)
+    batch_sample: int = in_data(4, "set the number of images per identity in a batch (K)", minimum=1)
     sampler: str = in_data(
-        "pk", "draw batches as P identities x K images, as published (anchor) or at random", ("pk", "anchor", "random")
+        "pk", "draw batches of P identities x K images, as published (anchor), or at random", ("pk", "anchor", "random")
     )
-    visits: int = in_data(0, "use each image this often in an epoch (0: K, as published; random: once)")
+    visits: int = in_data(0, "use each image this number of times per epoch (0: K, as published; random: once)")
     crop_padding: int = in_data(0, "pad with this number of black pixels, then crop at random")
     erasing: str = in_data(
         "in_place",
-        "put the erased patch where it was drawn, or at its own size as published",
+        "place the erased patch where it was drawn, or as the published code does",
         ("in_place", "published"),
     )
-    erasing_probability: float = in_data(0.5, "erase in this share of the images (published: (1 + p) / 2)")
-    erasing_area: float = in_data(0.2, "erase at most this share of an image", minimum=0.02)
+    erasing_probability: float = in_data(0.5, "erase in this fraction of the images (published: (1 + p) / 2)")
+    erasing_area: float = in_data(0.2, "erase at most this fraction of an image", minimum=0.02)
     erasing_fill: str = in_data("random", "fill the patch with this colour", ("random", "mean"))
     num_workers: int = in_run(4, "decode images in this number of threads", scripts=ALL)
     cache: str = in_run("auto", "keep decoded training images here", ("auto", "none", "ram", "gpu"))
 
     model: str = in_model("rrid", "train this method with its recipe", MODELS)
-    backbone: str = in_model("resnet50", "use this torchvision network before the heads", CHOICES["backbone"])
+    backbone: str = in_model("resnet50", "use this torchvision network as the backbone", CHOICES["backbone"])
     pretrained: str = in_model("auto", "start from ImageNet weights (auto), from random ones (none), or from a file")
-    last_stride: int = in_model(1, "stride of the last stage (baseline, strong_baseline)", CHOICES["last_stride"])
+    last_stride: int = in_model(
+        1, "set the stride of the last stage (baseline, strong_baseline)", CHOICES["last_stride"]
+    )
     stripes: tuple[int, ...] = in_model((6, 4, 2), "cut into these numbers of stripes (rrid, pcb, mgn)", minimum=2)
-    relation: str = in_model("one_vs_rest", "relate each part to the others, or not", CHOICES["relation"])
-    pooling: str = in_model("gcp", "make the whole-body feature this way", CHOICES["pooling"])
+    relation: str = in_model("one_vs_rest", "relate each part to the others, or do not (none)", CHOICES["relation"])
+    pooling: str = in_model("gcp", "compute the whole-body feature this way", CHOICES["pooling"])
     contrast: str = in_model("mean_of_rest", "contrast the maximum with this in GCP", CHOICES["contrast"])
     ce_on: str = in_model("all", "classify the features q, a and b, or only q", CHOICES["ce_on"])
     neck: str = in_model("none", "normalise before the classifier (strong_baseline)", CHOICES["neck"])
-    classes: int = in_model(0, "give a classifier this number of outputs (0: one for each identity)")
+    classes: int = in_model(0, "set the number of outputs of a classifier (0: one per identity)")
 
     epochs: int = in_training(80, "train for this number of epochs of 4 x images / batch_size steps", minimum=1)
-    max_steps: int = in_training(0, "stop after N steps, with drops at the same fractions (0: use --epochs)")
+    max_steps: int = in_training(0, "stop after N steps and scale the schedule to them (0: use --epochs)")
     warmup_steps: int = in_training(0, "raise the learning rate linearly over N steps")
-    warmup_epochs: int = in_training(0, "raise it over N epochs; --max_steps shortens this like the drops")
-    optimizer: str = in_training("sgd", "use this optimizer (nesterov: SGD with it)", ("sgd", "nesterov", "adam"))
+    warmup_epochs: int = in_training(0, "raise it linearly over N epochs, scaled like the schedule")
+    optimizer: str = in_training(
+        "sgd", "use this optimizer (nesterov: SGD with Nesterov momentum)", ("sgd", "nesterov", "adam")
+    )
     lr: float = in_training(1e-2, "set the learning rate of the heads")
     base_lr: float = in_training(1e-3, "set the learning rate of the backbone")
-    base_lr_from: int = in_training(1, "use --base_lr from this epoch on, --lr before (published: 40)", minimum=1)
+    base_lr_from: int = in_training(1, "use --base_lr from this epoch, --lr before it (published: 40)", minimum=1)
     decay_schedule: tuple[int, ...] = in_training((40, 60), "drop the rate at the start of these epochs", minimum=1)
     staircase_decay_multiply_factor: float = in_training(0.1, "multiply the rate by this at each drop")
     momentum: float = in_training(0.9, "set the momentum of SGD")
-    weight_decay: float = in_training(5e-4, "set the L2 penalty of every parameter")
+    weight_decay: float = in_training(5e-4, "set the weight decay (L2 penalty)")
     schedule: str = in_training("staircase", "change the learning rate this way", ("staircase", "cosine"))
     margin: float = in_training(1.2, "set the margin of the triplet loss")
     triplet_weight: float = in_training(1.0, "weight the sum of the triplet losses")
@@ -121,12 +127,12 @@ class Config:
     )
     metric: str = in_evaluation("euclidean", "rank by this distance", ("euclidean", "cosine"))
     rerank: bool = in_evaluation(False, "re-rank with k-reciprocal neighbours")
-    query_expansion: int = in_evaluation(0, "replace queries by the mean with their N nearest gallery images")
-    no_cameras: bool = in_evaluation(False, "keep images of the query's own camera")
-    camera_pairs: bool = in_evaluation(False, "print a table of camera against camera")
+    query_expansion: int = in_evaluation(0, "replace each query by its mean with its N nearest gallery images")
+    no_cameras: bool = in_evaluation(False, "do not exclude gallery images of the same person and camera")
+    camera_pairs: bool = in_evaluation(False, "print mAP and Rank-1 for each pair of cameras")
     fpr: float = in_evaluation(1e-3, "recommend a threshold for this false-accept rate")
     occlude: tuple[int, ...] = in_evaluation(
-        (0,), "cover this sixth of each query (1 the head, 6 the feet); score several in turn", tuple(range(7))
+        (0,), "cover this sixth of each query (1 head, 6 feet); scores several one after the other", tuple(range(7))
     )
 
     device: str = in_run("auto", "run on this device (auto: a GPU if there is one)", DEVICES, scripts=ALL)
@@ -136,7 +142,7 @@ class Config:
     exp_dir: str = in_run("./logs", "write runs to EXP_DIR/dataset/name", scripts=BOTH)
     name: str = in_run("", "name the run (default: the fields that differ from the profile)")
     resume: str = in_run("", "continue the newest unfinished run of this name, or the given folder")
-    allow_changes: bool = in_run(False, "resume although the configuration differs")
+    allow_changes: bool = in_run(False, "resume even if the configuration differs")
     steps_per_log: int = in_run(100, "write metrics every N steps", minimum=1)
     print_freq: int = in_run(10, "refresh the progress line every N steps", minimum=1)
     pretrained_weights_dir: str = in_run("", "read this weights file", scripts=("evaluate", *INFERENCE, "export"))
@@ -169,9 +175,9 @@ class Config:
 
     @classmethod
     def from_json(cls, sections: dict[str, dict[str, Any]], source: str) -> "Config":
-        """Inverse of to_json. Raises InputError with `source` for unknown fields or unusable values."""
+        """Inverse of to_json. Raises InputError, naming `source`, for unknown fields or invalid values."""
         if not isinstance(sections, dict) or not all(isinstance(s, dict) for s in sections.values()):
-            raise InputError(f"{source}: expected a configuration, an object of sections with their fields")
+            raise InputError(f"{source}: expected a configuration, {{section: {{field: value}}}}")
         known = {f.name for f in fields(cls)}
         values: dict[str, Any] = {}
         for section in sections.values():
@@ -185,20 +191,20 @@ class Config:
             raise InputError(f"{source}: {e}") from e
 
     def for_evaluation(self) -> "Config":
-        """This training's data and model settings; the defaults for what concerned only the training."""
+        """A copy with the defaults for the run section, precision, batch size and ghost batch."""
         reset: dict[str, Any] = {f.name: f.default for f in fields(self) if f.metadata["section"] == "run"}
         for name in ("precision", "batch_size", "ghost_batch"):
             reset[name] = getattr(Config, name)
-        return replace(self, **reset, batch_sample=1)  # K belongs to the training
+        return replace(self, **reset, batch_sample=1)  # K is used only in training
 
     def changes(self, other: "Config") -> dict[str, Any]:
-        """Fields that change numbers and differ from `other`, with this configuration's values."""
+        """Fields that affect results and differ from `other`, with the values of this configuration."""
         names = [f.name for f in fields(self) if f.metadata["section"] != "run"]
         return {name: getattr(self, name) for name in names if getattr(self, name) != getattr(other, name)}
 
 
 def check_value(f: Field, value) -> None:
-    """Type, choices and range of one field; errors name the flag as a user types it."""
+    """Checks type, choices and range of one field. Raises InputError that names the flag."""
     flag, choices, minimum = "--" + f.name, f.metadata["choices"], f.metadata["minimum"]
     many = isinstance(f.default, tuple)
     kind: Any = get_args(f.type)[0] if many else type(f.default)
@@ -214,7 +220,7 @@ def check_value(f: Field, value) -> None:
         if kind is float and not math.isfinite(item):
             raise InputError(f"{flag} {item} is not a finite number")
         if kind in (int, float) and item < minimum:
-            raise InputError(f"{flag} {item} is too small; the least is {minimum}")
+            raise InputError(f"{flag} {item} is too small; the minimum is {minimum}")
 
 
 def check_batches(c: Config) -> None:
@@ -236,7 +242,7 @@ def check_run(c: Config) -> None:
     if len(set(c.dataset_type)) < len(c.dataset_type):
         raise InputError(f"--dataset_type {' '.join(c.dataset_type)} names a dataset twice")
     if c.device == "cpu" and c.gpus:
-        raise InputError(f"--device cpu has no GPUs; leave --gpus {' '.join(map(str, c.gpus))} out")
+        raise InputError(f"--device cpu has no GPUs; remove --gpus {' '.join(map(str, c.gpus))}")
 
 
 def check_training(c: Config) -> None:
@@ -250,7 +256,7 @@ def check_training(c: Config) -> None:
     if c.seed >= 2**63:
         raise InputError(f"--seed {c.seed} is too large; the largest is 2**63 - 1")
     if c.triplet_weight == c.ce_weight == 0:
-        raise InputError("--triplet_weight and --ce_weight are both 0; a training needs a loss")
+        raise InputError("--triplet_weight and --ce_weight are both 0; training needs a loss")
 
 
 def closest(word: str, known: Sequence[str]) -> str:

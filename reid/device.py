@@ -1,7 +1,6 @@
 """The hardware of this process: its device, what that device can do, and the resolved precision.
 
-A command asks once (`find_hardware`), and then changes the process-wide settings of PyTorch and of the C library in one
-place (`set_up`). Nothing else in the project changes them.
+A command calls `find_hardware` once. Only `set_up` changes the process-wide settings of PyTorch and the C library.
 """
 
 import ctypes
@@ -21,13 +20,13 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 
 @dataclass(frozen=True)
 class Hardware:
-    """The device of this process and what exists there."""
+    """The device of this process and its capabilities."""
 
     device: torch.device
 
     @property
     def fused(self) -> bool:
-        """Whether the fused optimisers leave the weights alone when `found_inf` is 1.
+        """Whether the fused optimisers leave the weights unchanged if `found_inf` is 1.
 
         MPS and XPU have fused kernels, but this behaviour was not tested there.
         """
@@ -35,12 +34,12 @@ class Hardware:
 
     @property
     def pinned(self) -> bool:
-        """Whether copies from pinned memory run beside the computation (non_blocking)."""
+        """Whether copies from pinned memory can overlap with computation (non_blocking)."""
         return self.device.type in ("cuda", "xpu")
 
     @property
     def native_bf16(self) -> bool:
-        """Whether bf16 is computed by instructions of its own instead of being emulated."""
+        """Whether the device has bf16 instructions. Otherwise bf16 is emulated."""
         kind = self.device.type
         if kind == "cuda":
             with torch.cuda.device(self.device):
@@ -54,7 +53,7 @@ class Hardware:
 
     @property
     def name(self) -> str:
-        """As 'cuda:0 (NVIDIA H100)' or 'cpu'."""
+        """For example 'cuda:0 (NVIDIA H100)' or 'cpu'."""
         if self.device.type == "cuda":
             return f"{self.device} ({torch.cuda.get_device_name(self.device)})"
         if self.device.type == "xpu":
@@ -65,9 +64,9 @@ class Hardware:
 def find_hardware(device: str = "auto", gpus: tuple[int, ...] = (), warn: bool = True) -> Hardware:
     """The device of this process.
 
-    device: a value of --device; auto takes the accelerator of this machine, or the CPU.
+    device: a value of --device; auto selects the accelerator of this machine, or the CPU.
     gpus: ids of --gpus, one per process of this machine; without ids the first, or one per process of torchrun.
-    warn: log a warning when an automatic choice falls back to the CPU. With typed ids it is always logged.
+    warn: log a warning when an automatic choice falls back to the CPU. With `gpus` it is always logged.
 
     Raises InputError for a device or an id that does not exist.
     """
@@ -112,7 +111,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     """'fp32', 'tf32' or 'bf16': what `precision` means on this device.
 
     auto: bf16 on CUDA and XPU devices that compute it natively, fp32 elsewhere.
-    tf32: fp32 where the device is not CUDA.
+    tf32: fp32 on devices other than CUDA.
     Raises InputError for bf16 on a device that cannot compute it at all.
     """
     hardware = Hardware(torch.device(device))
@@ -127,7 +126,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def set_up(hardware: Hardware, precision: str = "auto") -> str:
-    """Process-wide settings, made once at the start of a command; returns the resolved precision.
+    """Changes process-wide settings at the start of a command; returns the resolved precision.
 
     Selects the device, keeps freed memory (CPU), makes cuDNN deterministic, sets the precision of float32 products,
     and logs device and precision.

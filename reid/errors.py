@@ -1,12 +1,12 @@
-"""What a user can repair is an InputError. Any other exception is a bug of this project."""
+"""Errors that a command reports without a traceback. Any other exception is a bug in this project."""
 
 
 class InputError(Exception):
-    """Input that cannot be used. The message gives what came, what was expected and how to repair it."""
+    """Input that cannot be used. The message says what was found, what was expected and how to fix it."""
 
 
 class MissingInput(InputError):
-    """A file or dataset that does not exist. The message gives where it was searched and where to get it."""
+    """A file or dataset that does not exist. The message says where it was searched for and where to get it."""
 
 
 class CheckFailed(Exception):
@@ -14,4 +14,4 @@ class CheckFailed(Exception):
 
 
 class Interrupted(Exception):
-    """Stopped by a signal after a whole step. The message gives the command that continues."""
+    """Stopped by a signal after a complete step. The message says how to continue."""

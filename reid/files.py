@@ -17,7 +17,7 @@ from reid.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-# what a file system without locks answers, for example some network file systems
+# errors of file systems without locks, for example some network file systems
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, getattr(errno, "ENOTSUP", errno.EOPNOTSUPP))
 BLOCK = 1 << 20  # bytes
 
@@ -49,7 +49,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns an OSError of the body, which writes `path`, into an InputError."""
+    """Turns an OSError raised while the body writes `path` into an InputError."""
     try:
         yield
     except OSError as e:
@@ -59,10 +59,10 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(path: Path, waits: bool = True) -> Iterator[None]:
-    """Excludes other processes from `path` by a lock file beside it. A killed process releases its lock.
+    """Locks `path` against other processes with a lock file beside it. A killed process releases its lock.
 
-    If another process has the lock: waits with a warning, or raises InputError if `waits` is false. Where the file
-    system has no locks: warns and goes on without one.
+    If another process has the lock: waits with a warning, or raises InputError if `waits` is false. If the file
+    system has no locks: warns and continues without one.
     """
     lock = FileLock(path.with_name(path.name + ".lock"))
     with writing(path):
@@ -71,7 +71,7 @@ def locked(path: Path, waits: bool = True) -> Iterator[None]:
     try:
         yield
     finally:
-        # on Unix it may be removed while it is held: filelock takes no lock on a removed file
+        # on Unix the file may be removed while locked: filelock does not lock a removed file
         if not held or isinstance(lock, UnixFileLock):
             with suppress(OSError):
                 os.unlink(lock.lock_file)
@@ -79,7 +79,7 @@ def locked(path: Path, waits: bool = True) -> Iterator[None]:
 
 
 def acquire(lock: Any, path: Path, waits: bool) -> bool:
-    """Whether the lock is held; false where the file system has no locks. Raises InputError, OSError."""
+    """Acquires the lock. Returns False if the file system has no locks. Raises InputError, OSError."""
     try:
         try:
             lock.acquire(timeout=0)
@@ -111,7 +111,7 @@ def reserve(path: Path, size: int) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Makes `target` a symbolic link to `source`; a hard link or a copy where the system refuses links.
+    """Makes `target` a symbolic link to `source`; a hard link or a copy if the system refuses links.
 
     Windows refuses symbolic links without a privilege, and hard links between drives. Raises OSError.
     """
@@ -126,10 +126,12 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file atomically. Raises OSError."""
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file."""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Several processes that train or extract together, one per device. In a single process every function is trivial.
+"""Distributed training and extraction, one process per device. Without other processes the functions have no effect.
 
 PyTorch's default backends connect them: NCCL for CUDA, XCCL for XPU, gloo for the CPU.
 """
@@ -51,7 +51,7 @@ def world() -> World:
 
 @contextmanager
 def connected(device: torch.device) -> Iterator[World]:
-    """Connects the processes inside; yields the World of this one."""
+    """Connects the processes; yields the World of this process."""
     here = world()
     if here.size > 1:
         dist.init_process_group(dist.get_default_backend_for_device(device))
@@ -137,7 +137,7 @@ class SumOverProcesses(torch.autograd.Function):
 def launch(work: Callable[[Any], int], argument: Any, count: int) -> int:
     """Calls work(argument) in `count` processes on this machine; returns the first exit code that is not 0.
 
-    A stop signal is passed on. If one process fails, the others are ended.
+    Stop signals are forwarded. If one process fails, the others are terminated.
     """
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -145,8 +145,8 @@ def launch(work: Callable[[Any], int], argument: Any, count: int) -> int:
     context = mp.spawn(run_rank, (work, argument, count, port), count, join=False)
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        # SIGTERM also after Ctrl-C, which the terminal sends to the children as well: a second SIGINT would end them
-        # at once. Windows sends its console signals to all processes and has no others.
+        # SIGTERM even after Ctrl-C: the terminal has already sent SIGINT to the children, and a second one would end
+        # them at once. On Windows, console signals reach all processes, and there are no other signals.
         if sys.platform != "win32":
             for process in context.processes:
                 process.terminate()
@@ -167,4 +167,4 @@ def run_rank(rank: int, work: Callable[[Any], int], argument: Any, count: int, p
     if code := work(argument):
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)  # without waiting for the others; its message is out
+        os._exit(code)  # do not wait for the others; the message is already printed

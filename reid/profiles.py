@@ -68,7 +68,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 PROFILES: dict[str, dict[str, Any]] = {
     "paper": {},
-    # better than the paper after equally many images; docs/results.md shows each change
+    # better than the paper's recipe with the same number of images: docs/results.md
     "best": {"model": "rrid", "stripes": (6,), "schedule": "cosine"},
     # the behaviour of the published code with its flaws: docs/differences.md
     "original": {
@@ -137,7 +137,7 @@ def check_known(flag: str, name: str, known: Iterable[str]) -> None:
 
 
 def from_flags(given: dict[str, Any], base: Config | None = None) -> Config:
-    """The configuration `base` with the given flags on top.
+    """The configuration `base` with the given flags applied.
 
     base None: the named profile with the recipe of the named model. Raises InputError.
     """
@@ -147,9 +147,9 @@ def from_flags(given: dict[str, Any], base: Config | None = None) -> Config:
 
 
 def run_name(config: Config) -> str:
-    """The fields that differ from profile and recipe, as "stripes-6_relation-none".
+    """The fields that differ from profile and recipe, for example "stripes-6_relation-none".
 
-    The name of the profile when none differs. Another model than the profile's comes first.
+    The name of the profile if none differs. A model other than the profile's comes first.
     """
     if config.name:
         return config.name

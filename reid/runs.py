@@ -1,4 +1,4 @@
-"""Run folders: configuration, log, metrics and events of one training, and how a run is found again."""
+"""Run folders: configuration, log, metrics and events of one training, and the search for runs."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ class Run:
         self.lock = ExitStack()
         if not silent:  # two processes must not train the same run
             self.lock.enter_context(locked(folder / "checkpoint.pth", waits=False))
-            for stale in folder.glob(".*.tmp"):  # left by a process that was killed while it wrote
+            for stale in folder.glob(".*.tmp"):  # left by a process that was killed while writing
                 stale.unlink()
 
     @classmethod
@@ -50,7 +50,7 @@ class Run:
             before, folder = folder, parent / f"{name}-{number}"
         if before is not None:
             state = "finished" if is_finished(before) else "unfinished; --resume continues it"
-            logger.info(f"{before} exists ({state}); this run goes to {folder}")
+            logger.info(f"{before} exists ({state}); this run is written to {folder}")
         with writing(folder):
             folder.mkdir(parents=True)
             write_json(folder / "config.json", config.to_json())
@@ -135,17 +135,17 @@ def runs_of(config: Config) -> list[tuple[Path, Config]]:
     for path in sorted(Path(config.exp_dir, config.datasets).glob("*/config.json")):
         try:
             stored = read_config(path.parent)
-            run_name(stored)  # or InputError: a profile that is unknown here
+            run_name(stored)  # raises InputError for an unknown profile
             found.append((path.parent, stored))
         except InputError:
-            continue  # of another version
+            continue  # written by another version
     return found
 
 
 def find_unfinished(config: Config) -> Path:
-    """The run that --resume means: the given folder, or else the newest unfinished run of this name.
+    """The run that --resume selects: the given folder, or the newest unfinished run of this name.
 
-    The name comes from the stored configuration; a run whose folder was renamed is found, too.
+    The name comes from the stored configuration, so a renamed folder is also found.
     """
     if config.resume != "newest":
         folder = Path(config.resume)
@@ -165,7 +165,7 @@ def find_unfinished(config: Config) -> Path:
 
 
 def newest_weights(exp_dir: str, dataset: str) -> Path:
-    """weights.pth of the newest finished run on a dataset."""
+    """weights.pth of the newest finished run on a dataset. Raises MissingInput."""
     parent = Path(exp_dir) / dataset
     found = max(parent.glob("*/weights.pth"), key=lambda f: f.stat().st_mtime, default=None)
     if found is None:

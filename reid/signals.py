@@ -1,4 +1,4 @@
-"""Signals that end a loop after its current step, and how a child process is asked to stop."""
+"""Stop signals: a loop ends after its current step, and child processes are stopped the same way."""
 
 import logging
 import signal
@@ -18,13 +18,13 @@ STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREA
 
 @contextmanager
 def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Calls `handler` for the stop signals inside, in the main thread only (Python allows it nowhere else)."""
+    """Calls `handler` for stop signals in the context. Does nothing outside the main thread."""
     before = {}
     if threading.current_thread() is threading.main_thread():
         for number in STOP_SIGNALS:
             try:
                 before[number] = signal.signal(number, handler)
-            except (ValueError, OSError):  # this system has no handler for it
+            except (ValueError, OSError):  # not supported on this system
                 continue
     try:
         yield
@@ -35,7 +35,7 @@ def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
 
 @contextmanager
 def signals_noted() -> Iterator[list[int]]:
-    """Yields a list to which received stop signals are added; the loop inside ends after its step.
+    """Yields a list to which received stop signals are added, so that a loop can end after its step.
 
     The same signal a second time ends the process at once. In other threads the list stays empty.
     """
@@ -43,7 +43,7 @@ def signals_noted() -> Iterator[list[int]]:
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        logger.warning("stopping after this step; the same signal again stops at once")
+        logger.warning("stopping after this step; send the signal again to stop at once")
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
     with handled(note):
@@ -51,7 +51,7 @@ def signals_noted() -> Iterator[list[int]]:
 
 
 def child_options() -> dict[str, Any]:
-    """Arguments of subprocess.Popen that keep the terminal's Ctrl-C from a child, which `stop_child` then stops."""
+    """Arguments of subprocess.Popen so that only `stop_child`, not the terminal's Ctrl-C, stops a child."""
     if sys.platform == "win32":
         return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
     return {"start_new_session": True}

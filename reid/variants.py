@@ -1,4 +1,4 @@
-"""Arguments of the models: the choices of each, and which model takes it.
+"""Arguments of the models: their choices, and which models take them.
 
 The configuration and the models both check their arguments here, so the command line and
 Python code give the same messages.
@@ -25,7 +25,7 @@ CHOICES: dict[str, tuple] = {  # the default first
     "neck": ("none", "bnneck"),
     "last_stride": (1, 2),
 }
-OWNERS = {  # models that take an argument; all take the others
+OWNERS = {  # models that take an argument; all models take the other arguments
     "relation": ("rrid",),
     "pooling": ("rrid",),
     "contrast": ("rrid",),
@@ -49,7 +49,7 @@ PUBLISHED = Variant()
 
 
 def check_choice(name: str, value: Any) -> None:
-    """Raises InputError for a value that the argument `name` does not have."""
+    """Raises InputError for an invalid value of the argument `name`."""
     if value not in CHOICES[name]:
         known = ", ".join(map(str, CHOICES[name]))
         raise InputError(f"--{name} {value} is unknown; choose from {known}")
@@ -63,7 +63,7 @@ def check_model(model: str, stripes: Sequence[int] = (), **arguments: Any) -> No
     if most and not stripes:
         raise InputError(f"--model {model} needs a stripe count, for example --stripes 6")
     if len(stripes) > most:
-        raise InputError(f"--stripes {counts}: --model {model} takes {most or 'none'}")
+        raise InputError(f"--stripes {counts}: --model {model} takes {most or 'no'} stripe count(s)")
     if len(set(stripes)) < len(stripes):
         raise InputError(f"--stripes {counts} names a stripe count twice")
     if stripes and min(stripes) < 2:

@@ -43,7 +43,7 @@ def git(*arguments: str) -> str:
 def note_versions(folder: Path, used: dict[str, Any]) -> None:
     """Adds this start of a run to its versions.json: command, commit, packages and hardware.
 
-    used: further facts of this start, as the device and the dataset fingerprint.
+    used: further facts, such as the device and the dataset fingerprint.
     """
     path = folder / "versions.json"
     try:

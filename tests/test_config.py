@@ -69,7 +69,7 @@ def test_run_names():
     (["--lr", "fast"], "--lr"),
     (["--relation", "one_vs_rests"], "did you mean one_vs_rest?"),
     (["--backbone", "vgg"], "choose from resnet50"),
-    (["--stripes", "1"], "--stripes 1 is too small; the least is 2"),
+    (["--stripes", "1"], "--stripes 1 is too small; the minimum is 2"),
     (["--stripes", "6", "6"], "twice"),
     (["--batch_size", "66"], "--batch_size 66 is not a multiple of --batch_sample 4; use --batch_size 68"),
     (["--epochs", "0"], "--epochs 0 is too small"),

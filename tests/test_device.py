@@ -103,7 +103,7 @@ def test_devices_that_do_not_exist(machine, kind, device, gpus, words):
 
 
 def test_cpu_with_gpu_ids_is_refused():
-    with pytest.raises(InputError, match="--device cpu has no GPUs; leave --gpus 0 1 out"):
+    with pytest.raises(InputError, match="--device cpu has no GPUs; remove --gpus 0 1"):
         Config(device="cpu", gpus=(0, 1))
 
 

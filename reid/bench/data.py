@@ -81,7 +81,7 @@ def augmented_batch(pixels: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def check_pixels(stores: dict[str, ImageStore], images: list[Image], rows: range) -> None:
-    """Raises CheckFailed unless all forms give the same batch before augmentation."""
+    """Raises CheckFailed unless all variants give the same batch before augmentation."""
     h, w = next(iter(stores.values())).size
     batches = {USUAL: usual_batch(images, rows, usual_transform(h, w, augmented=False))}
     for name, store in stores.items():

@@ -47,9 +47,9 @@ def name_of(number: int) -> str:
 
 
 def check_answers(one: Measured, many: Measured) -> None:
-    """Every query is an entry, so it must find itself; one query alone must find the same."""
+    """Checks that every query, which is an entry, finds itself, and that one query alone gives the same."""
     found = [answers.names[0] for answers in many.result]
     if found != [name_of(i) for i in range(len(found))]:
         raise CheckFailed("a query that is an entry of the gallery does not find itself first")
     if one.result[0].names != many.result[0].names:
-        raise CheckFailed("one query alone has other answers than among others")
+        raise CheckFailed("one query alone gives other answers than in a batch")

@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: time and peak memory of several forms, and random features."""
+"""Shared by the benchmarks: time and peak memory of several variants, and random features."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,12 +15,12 @@ from reid.evaluation.store import ROWS
 
 class Measured(NamedTuple):
     seconds: float  # median
-    peak: int | None  # bytes beyond the memory held before; None where the system does not tell
+    peak: int | None  # bytes beyond the memory held before; None if the system does not report it
     result: Any
 
 
 def side_by_side(forms: Mapping[str, Callable[[], Any]], repeat: int = 1) -> dict[str, Measured]:
-    """Runs each form `repeat` times. The forms take turns, so that other load slows all alike."""
+    """Runs each variant `repeat` times. Variants alternate, so that other load affects all equally."""
     seconds: dict[str, list[float]] = {name: [] for name in forms}
     first: dict[str, Measured] = {}
     for _ in range(repeat):
@@ -37,7 +37,7 @@ def side_by_side(forms: Mapping[str, Callable[[], Any]], repeat: int = 1) -> dic
 
 
 def restart_peak() -> int | None:
-    """Starts to count the peak memory anew; returns the bytes held now, None outside Linux."""
+    """Resets the peak memory. Returns the bytes in use now, None outside Linux."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except OSError:
@@ -53,7 +53,7 @@ def resident(field: str) -> int:
 
 
 def table(title: str, rows: dict[str, Measured], plain: str = "") -> str:
-    """Seconds, speed relative to the form `plain` (if it was run), and peak memory."""
+    """Seconds, speed relative to the variant `plain` (if it was run), and peak memory."""
     has_memory = any(row.peak is not None for row in rows.values())
     head = f"{'':<30}{'seconds':>10}{'speed':>9}"
     lines = [title, head + f"{'peak memory':>14}" * has_memory]
@@ -67,9 +67,9 @@ def table(title: str, rows: dict[str, Measured], plain: str = "") -> str:
 
 
 def check_close(rows: dict[str, Measured], names: Iterable[str], tolerance: float) -> float:
-    """The largest difference of the results of the named forms from the first one's.
+    """The largest difference of the results of the named variants from the first one's.
 
-    Raises CheckFailed where it is larger than `tolerance` times the first one's largest value.
+    Raises CheckFailed if it is larger than `tolerance` times the first one's largest value.
     """
     plain, *others = names
     expected = np.asarray(rows[plain].result)
@@ -101,7 +101,7 @@ def random_features(
             features[rows] += centres[pids[rows]] / 2
         features /= np.linalg.norm(features, axis=1, keepdims=True)
         camids = rng.integers(0, cameras, count)
-        names = cast(Sequence[str], range(count))  # a large list of texts would take memory
+        names = cast(Sequence[str], range(count))  # a large list of strings would take memory
         return Part(features.astype(dtype), pids, camids, names)
 
     return Features(part(queries), part(gallery), {})

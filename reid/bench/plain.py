@@ -1,6 +1,6 @@
-"""RRID as its equations are usually written: one module per part, one loop per loss.
+"""RRID implemented directly from its equations: one module per part, one loop per loss.
 
-The slow form that the benchmarks compare with.
+The benchmarks compare with this slow implementation.
 """
 
 from collections.abc import Sequence
@@ -65,7 +65,7 @@ class PlainHeads(nn.Module):
         return features, logits
 
     def copy_weights(self, model: RRID) -> None:
-        """Takes the weights of the batched heads, which have all parts first, then all wholes."""
+        """Copies the weights of the batched heads, which have all parts first, then all wholes."""
         order, start, parts = [], 0, sum(self.stripes)
         for whole, n in enumerate(self.stripes, parts):
             order += [*range(start, start + n), whole]
@@ -88,7 +88,7 @@ def copy_slot(plain: nn.Sequential, state: dict[str, Tensor], layer: str, slot: 
 
 
 class PlainRRID(nn.Module):
-    """The plain heads on a backbone, with the weights of a model of ours."""
+    """The plain heads on a backbone, with the weights of an RRID model."""
 
     def __init__(self, model: RRID, backbone: str, classes: int):
         super().__init__()

@@ -18,7 +18,7 @@ def run(a) -> Iterator[str]:
     tiles = "features to result, in tiles"
     rows = side_by_side({tiles: lambda: evaluate(features).mean_ap})
     if not a.alone:
-        scikit_learn_ap()  # import it before the time is taken
+        scikit_learn_ap()  # imported before the measurement
         query, gallery = features.query, features.gallery
         labels: tuple[Any, ...] = (query.pids, gallery.pids, query.camids, gallery.camids)
         distance = -as_float32(query.features) @ as_float32(gallery.features).T
@@ -48,14 +48,14 @@ def published(
     query_camids: np.ndarray,
     gallery_camids: np.ndarray,
 ) -> tuple[float, np.ndarray]:
-    """(mAP, CMC) as by the evaluator of RRID (Open-ReID's).
+    """(mAP, CMC) as computed by the evaluator of RRID (Open-ReID's).
 
     It sorts all distances, then scores each query with scikit-learn; it sorts again for the CMC.
     """
     average_precision = scikit_learn_ap()
 
     def ranked() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """(query, its sorted gallery without junk, whether each is a match); none without a match."""
+        """(query, its sorted gallery without junk, whether each is a match) of each query with a match."""
         order = np.argsort(distance, axis=1)
         matches = gallery_pids[order] == query_pids[:, None]
         for i, row in enumerate(order):

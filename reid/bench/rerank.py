@@ -1,4 +1,4 @@
-"""Re-ranking: the sparse form and the dense form, on the same random features."""
+"""Re-ranking: the sparse and the dense implementation, on the same random features."""
 
 from collections.abc import Iterator
 
@@ -21,12 +21,12 @@ def run(a) -> Iterator[str]:
 
 
 def sparse(query: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-    """(Q, G) distances of our form."""
+    """(Q, G) distances of our implementation."""
     return np.concatenate([block.keys.copy() for block in reciprocal_blocks(query, gallery)])
 
 
 def dense(query: np.ndarray, gallery: np.ndarray, k1: int = 20, k2: int = 6, weight: float = 0.3) -> np.ndarray:
-    """(Q, G) k-reciprocal re-ranked squared Euclidean distances in the usual dense NumPy form.
+    """(Q, G) k-reciprocal re-ranked squared Euclidean distances, computed with dense NumPy arrays.
 
     Several N x N matrices and a loop over the N images. Zhong et al. 2017 (arXiv 1701.08398).
     """

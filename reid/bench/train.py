@@ -1,4 +1,4 @@
-"""The training step: beside the bare backbone and the plain form, and the time of its parts."""
+"""The training step, compared with the bare backbone and the plain implementation; and its parts."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -21,13 +21,13 @@ from reid.models.rrid import RRID
 from reid.training.step import TrainStep
 
 CLASSES, MARGIN = 751, 1.2
-PLAIN, PLAIN_HEADS, BATCHED_HEADS = "plain form, fp32", "plain heads", "batched heads"
+PLAIN, PLAIN_HEADS, BATCHED_HEADS = "plain, fp32", "plain heads", "batched heads"
 PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
 class Work:
-    """The data and the model that all forms share; each form works on a copy of the model."""
+    """The data and the model that all variants share; each variant works on a copy of the model."""
 
     backbone: str
     pixels: Tensor  # (N, 3, H, W) uint8
@@ -47,7 +47,7 @@ def run(a) -> Iterator[str]:
     if a.batch_size < 5:
         raise InputError(f"--batch_size {a.batch_size}: two identities need at least 5 images")
     hardware = find_hardware(a.device, tuple(a.gpus))
-    set_up(hardware, "fp32")  # each form selects its own precision
+    set_up(hardware, "fp32")  # each variant selects its own precision
     work = make_work(a, hardware.device)
     rows = timed(step_forms(work, a.no_plain, a.compile), a.repeat, work.device)
     if not a.no_plain:
@@ -58,15 +58,15 @@ def run(a) -> Iterator[str]:
     for precision in PRECISIONS:
         step = rows[f"RRID, {precision}"].seconds
         bare = rows[f"bare {a.backbone}, {precision}"].seconds
-        line = f"RRID {precision}: {a.batch_size / step:.1f} images/s, {step / bare:.2f} of the bare backbone"
-        yield line if a.no_plain else f"{line}, {step / rows[PLAIN].seconds:.2f} of the plain form"
+        line = f"RRID {precision}: {a.batch_size / step:.1f} images/s, {step / bare:.2f} of the bare backbone's time"
+        yield line if a.no_plain else f"{line}, {step / rows[PLAIN].seconds:.2f} of the plain one's"
 
     size = (a.batch_size, work.model.base.channels, a.h // 16, a.w // 16)
     heads = timed(head_forms(work, torch.randn(size, device=work.device)), a.repeat, work.device)
     check_close(heads, [PLAIN_HEADS, BATCHED_HEADS], 1e-3)
     yield table(f"heads, classifiers and losses alone, {batch}", heads, PLAIN_HEADS)
     ratio = heads[BATCHED_HEADS].seconds / heads[PLAIN_HEADS].seconds
-    yield f"batched heads: {ratio:.2f} of the plain ones"
+    yield f"batched heads: {ratio:.2f} of the time of the plain ones"
     yield table("parts of a bf16 step", timed(stages(work), a.repeat, work.device))
 
 
@@ -81,7 +81,7 @@ def make_work(a, device: torch.device) -> Work:
 
 
 def timed(forms: dict[str, Callable], repeat: int, device: torch.device) -> dict[str, Measured]:
-    """side_by_side after one run of each form, waiting for the device."""
+    """side_by_side after one run of each variant; waits for the device."""
 
     def waiting(form: Callable) -> Callable:
         def run_and_wait():
@@ -154,7 +154,7 @@ def loss_of(features: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def head_forms(work: Work, maps: Tensor) -> dict[str, Callable[[], float]]:
-    """Forward and backward after the map (N, C, h, w), to its gradient; each returns its loss."""
+    """Forward and backward pass from the map (N, C, h, w) on; each returns its loss."""
     model = work.copy_of_model().train()
     plain = PlainHeads(maps.shape[1], CLASSES, model.stripes).to(work.device).train()
     plain.copy_weights(model)

@@ -40,14 +40,14 @@ def reported(work: Callable[[], int], debug: bool) -> int:
     """Runs a command and returns its exit code. Known errors are printed as one message instead of a traceback.
 
     Exit codes: the value of work(); 1 for CheckFailed; 2 for InputError and for errors of the system, such as a full
-    disk; 130 after a stop signal; 141 if the reader of the output has closed it. With `debug`, errors are raised.
+    disk; 130 after a stop signal; 141 if the output pipe was closed. With `debug`, errors are raised.
     """
     try:
         code = work()
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise the flush at exit fails again
         return 141
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

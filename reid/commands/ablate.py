@@ -17,10 +17,10 @@ def add_arguments(parser) -> None:
         action="append",
         required=True,
         metavar="FIELD=A,B,C",
-        help='values of a training flag, as "stripes=6,4 2"; may be given several times',
+        help='values of a training flag, for example "stripes=6,4 2"; can be repeated',
     )
     parser.add_argument("--grid", action="store_true", help="run every combination of the values")
-    for name, text in (("seeds", "seeds per cell, from --seed on"), ("jobs", "cells that run at once")):
+    for name, text in (("seeds", "seeds per cell, starting at --seed"), ("jobs", "cells to run in parallel")):
         parser.add_argument(f"--{name}", type=int, default=1, metavar="N", help=f"{text} (default 1)")
     parser.add_argument("--dry_run", action="store_true", help="only list the cells")
     parser.add_argument("--csv", default="", metavar="FILE", help="also write the table as CSV")
@@ -32,12 +32,12 @@ def main(arguments) -> int:
     a = arguments
     given = checked(a)
     factors = [parse_vary(text) for text in a.vary]
-    from reid.commands import cells as c  # after the flags, as these import torch
+    from reid.commands import cells as c  # imports torch, so only after the flags are checked
     from reid.commands.table import show
     from reid.report.table import check_csv, read_runs
 
     if a.csv:
-        check_csv(Path(a.csv))  # before the long work
+        check_csv(Path(a.csv))  # raises before the long work
     cells, impossible = c.plan(given, factors, a.grid, a.seeds)
     if not cells:
         raise InputError(impossible[0].reason)
@@ -63,7 +63,7 @@ def checked(a) -> dict[str, Any]:
             raise InputError(f"--{name} {getattr(a, name)} is too small; the smallest value is 1")
     for name in ("name", "resume", "allow_changes"):
         if name in given:
-            raise InputError(f"--{name} is for a single run; ablate names and continues its cells by itself")
+            raise InputError(f"--{name} is for a single run; ablate names and continues its cells automatically")
     return given
 
 
@@ -85,7 +85,7 @@ def parse_vary(text: str) -> tuple[str, list[Any]]:
 
 
 def may_vary(field) -> bool:
-    """Whether a field is a flag of the training and changes its numbers."""
+    """Whether a field is a training flag that affects results."""
     in_training = "train" in field.metadata["scripts"]
     return in_training and (field.metadata["section"] != "run" or field.name == "profile")
 

@@ -21,7 +21,7 @@ class Subject:
 STEP = {"h": 384, "w": 128, "batch_size": 64, "repeat": 5}
 SUBJECTS = {
     "ranking": Subject(
-        "rank with our evaluator and the published one, and evaluate in tiles",
+        "compare our evaluator with the published one, and evaluate in tiles",
         {"queries": 3368, "gallery": 15913, "identities": 751, "cameras": 6, "width": 256, "repeat": 5},
         ("alone", "dtype"),
     ),
@@ -39,11 +39,11 @@ SUBJECTS = {
         ("dtype",),
     ),
     "data": Subject(
-        "make batches of images: one at a time, in threads, from the cache",
+        "load batches of images: one at a time, in threads, from the cache",
         {"h": 384, "w": 128, "images": 512, "batch_size": 64, "num_workers": 4, "repeat": 3},
     ),
     "rerank": Subject(
-        "compare sparse k-reciprocal re-ranking with the dense form",
+        "compare sparse k-reciprocal re-ranking with the dense implementation",
         {"queries": 500, "gallery": 3000, "identities": 150, "width": 256, "repeat": 5},
         ("alone",),
     ),
@@ -52,20 +52,20 @@ NUMBERS = {
     "h": "image height in pixels",
     "w": "image width in pixels",
     "batch_size": "images in a batch",
-    "repeat": "runs per form; the median counts",
+    "repeat": "runs per variant; the median is reported",
     "queries": "query features",
     "gallery": "gallery features",
-    "identities": "people among the features",
-    "cameras": "cameras among the features",
-    "width": "numbers per feature",
+    "identities": "number of identities",
+    "cameras": "number of cameras",
+    "width": "width of a feature",
     "size": "entries of the gallery",
     "images": "images to decode",
     "num_workers": "decoding threads",
 }
 DEVICES = next(f.metadata["choices"] for f in fields(Config) if f.name == "device")
 FLAGS: dict[str, dict[str, Any]] = {
-    "alone": {"action": "store_true", "help": "run only our form, for sizes beyond memory"},
-    "no_plain": {"action": "store_true", "help": "leave the plain implementation out"},
+    "alone": {"action": "store_true", "help": "run only our implementation, for sizes that exceed the memory"},
+    "no_plain": {"action": "store_true", "help": "skip the plain implementation"},
     "compile": {"action": "store_true", "help": "also measure torch.compile of the backbone"},
     "weights": {"default": "", "metavar": "FILE", "help": "measure this model (default: one with random weights)"},
     "dtype": {
@@ -97,11 +97,11 @@ def add_arguments(parser) -> None:
 
 
 def main(arguments) -> int:
-    """Exit codes: 0 measured, 1 forms that must agree give different results, 2 bad input."""
+    """Exit codes: 0 measured, 1 the variants give different results, 2 bad input."""
     for flag in SUBJECTS[arguments.subject].numbers:
         value = getattr(arguments, flag)
         if value < 1:
-            raise InputError(f"--{flag} {value} is too small; the least is 1")
+            raise InputError(f"--{flag} {value} is too small; the minimum is 1")
     run = importlib.import_module(f"reid.bench.{arguments.subject}").run
     for text in run(arguments):
         print(text, flush=True)

@@ -1,4 +1,4 @@
-"""The cells of an ablation: which configurations there are, and what each still needs.
+"""The cells of an ablation: their configurations, and the commands that each still needs.
 
 Every cell is a run. Finished cells are skipped, stopped cells are continued, and a cell that
 fails does not stop the others.
@@ -43,7 +43,7 @@ class Failed(NamedTuple):
 
 
 def plan(given: dict[str, Any], factors: list[Factor], grid: bool, seeds: int) -> tuple[list[Cell], list[Failed]]:
-    """The cells without repetition, the full model first; and those that cannot be run."""
+    """(the distinct cells, full model first; the cells that cannot be run). Raises InputError."""
     names = [name for name, _ in factors]
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(f"--vary {twice.pop()} is given twice; list all its values in one --vary")
@@ -63,7 +63,7 @@ def plan(given: dict[str, Any], factors: list[Factor], grid: bool, seeds: int) -
 
 
 def one_by_one(factors: list[Factor]) -> list[dict[str, Any]]:
-    """The changes of the full model, and of each value alone."""
+    """The full model, which has no changes, and each value alone."""
     return [{}] + [{name: value} for name, values in factors for value in values]
 
 
@@ -75,7 +75,7 @@ def grid_of(factors: list[Factor]) -> list[dict[str, Any]]:
 
 
 def words(change: dict[str, Any]) -> str:
-    """As "stripes 4 2, relation none"."""
+    """For example "stripes 4 2, relation none"."""
     texts = []
     for name, value in change.items():
         texts.append(f"{name} {' '.join(map(str, value)) if isinstance(value, tuple) else value}")
@@ -136,9 +136,9 @@ def is_scored(folder: Path, config: Config) -> bool:
 
 
 def run_cells(cells: list[Cell], jobs: int) -> list[Failed]:
-    """Trains and scores what is missing, `jobs` cells at a time; returns the cells that failed.
+    """Runs the missing commands of `jobs` cells at a time; returns the cells that failed.
 
-    Raises Interrupted after a signal, when the running cells have saved their work.
+    Raises Interrupted after a signal, once the running cells have saved their work.
     """
     failed: list[Failed] = []
     children = Children(quiet=jobs > 1)
@@ -167,11 +167,11 @@ def run_cells(cells: list[Cell], jobs: int) -> list[Failed]:
             if signals and not children.stopped:
                 children.stop()
     if children.stopped:
-        raise Interrupted("stopped; the same command continues every cell")
+        raise Interrupted("stopped; run the same command again to continue every cell")
     return failed
 
 
 def work_place(cell: Cell) -> Path:
-    """The path whose lock a process holds while it runs the cell; cells may have one name."""
+    """The path that is locked while the cell runs. Cells with equal names differ in the digest."""
     name = f"{cell.name}-{digest(cell.config.to_json())[:8]}"
     return Path(cell.config.exp_dir, cell.config.datasets, name)

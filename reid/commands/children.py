@@ -37,7 +37,7 @@ class Children:
         return code, message
 
     def read_messages(self, child: subprocess.Popen) -> str:
-        """Shows the messages unless quiet, until the child closes them; returns the last line."""
+        """Reads the messages of the child, shows them unless quiet, and returns the last line."""
         end = b""
         messages = cast(BufferedReader, child.stderr)
         while chunk := messages.read1(4096):

@@ -12,14 +12,14 @@ from reid.profiles import from_flags, profile
 
 @dataclass(frozen=True)
 class Request:
-    """What was typed. given: configuration flags. splits: numbers; () for that of the training, None for all."""
+    """The flags of a call. given: configuration flags. splits: numbers; () for the training's split, None for all."""
 
     given: dict[str, Any]
     splits: tuple[int, ...] | None
 
     @property
     def config(self) -> Config:
-        """Before the weights are known."""
+        """The configuration before the weights are read."""
         return from_flags(self.given, profile("paper").for_evaluation())
 
 
@@ -31,7 +31,7 @@ def add_arguments(parser) -> None:
         nargs="+",
         default=[],
         metavar="N",
-        help="entries of splits.json, or all; of several also the mean ± deviation (default: that of the training)",
+        help="entries of splits.json, or all; several also give mean ± deviation (default: as trained)",
     )
 
 
@@ -46,14 +46,14 @@ def main(arguments) -> int:
             pass
     if asked.features:
         if asked.pretrained_weights_dir:
-            raise InputError("--features scores a file, --weights makes one: give one of the two")
+            raise InputError("give --features or --weights, not both")
         if any(asked.occlude):
-            raise InputError("--occlude covers images, and --features has none: give --weights")
+            raise InputError("--occlude needs images; give --weights instead of --features")
         from reid.commands.scoring import score_file
 
         score_file(request)
         return 0
-    from reid.device import process_count  # imports torch: after the flags, so that typing errors answer at once
+    from reid.device import process_count  # imports torch, so only after the flags are checked
     from reid.processes import launch
 
     count = process_count(asked.device, asked.gpus)
@@ -65,12 +65,12 @@ def parse_splits(words: list[str]) -> tuple[int, ...] | None:
         return None
     numbers = [int(word) for word in words if word.isdecimal()]
     if len(set(numbers)) < len(words):
-        raise InputError(f"--split {' '.join(words)}: give numbers of entries of splits.json, each once, or all")
+        raise InputError(f"--split {' '.join(words)}: give distinct numbers of entries of splits.json, or all")
     return tuple(numbers)
 
 
 def evaluate_one(request: Request) -> int:
-    """One process's part of the work."""
+    """The work of one process. Returns the exit code."""
     from reid.commands.scoring import score_weights
 
     def work() -> int:

@@ -32,22 +32,22 @@ def add_arguments(parser) -> None:
         help="input of the ONNX file: uint8 RGB as nhwc or nchw, normalised in the graph; or normalised: "
         "float32 NCHW, normalised by the caller with ImageNet's mean and deviation (default nhwc)",
     )
-    add("--no_flip", action="store_true", help="leave the mirror images out")
+    add("--no_flip", action="store_true", help="do not average with mirror images")
     add("--images", nargs="+", help="compare the descriptors of these images (default: drawn ones)")
-    add("--num_images", type=int, default=32, help="compare this many images (default 32)")
-    add("--half", action="store_true", help="safetensors and pth: leave classifiers out and store float16")
+    add("--num_images", type=int, default=32, help="compare on this number of images (default 32)")
+    add("--half", action="store_true", help="safetensors and pth: omit the classifiers and store float16")
     add("--tolerance", type=float, help="allow this difference (default 1e-4; with --half 1e-3)")
     add("--overwrite", action="store_true", help="replace an existing file")
 
 
 def main(arguments) -> int:
-    """Exit codes: 0 written, 1 the exported file gives other answers and was not kept, 2 bad input."""
+    """Exit codes: 0 written, 1 the exported file gives different results and was not kept, 2 bad input."""
     a, weights = arguments, Path(arguments.pretrained_weights_dir)
     check(a)
     out = Path(a.out) if a.out else weights.with_suffix("." + a.format)
     model, config = read_weights(weights)
     if out.exists() and out.samefile(weights):
-        raise InputError(f"{out} is the file that is read; give another --out")
+        raise InputError(f"{out} is the input file; give another --out")
     if out.exists() and not a.overwrite:
         raise InputError(f"{out} already exists; give another --out, or --overwrite")
     pixels = pixels_of(a, (config.h, config.w))
@@ -86,7 +86,7 @@ def pixels_of(a, size: tuple[int, int]) -> np.ndarray:
 
 
 def write(out: Path, a, model: nn.Module, config: Config, pixels: np.ndarray, expected: np.ndarray) -> int:
-    """Writes the file and compares its descriptors with `expected`. Raises CheckFailed where they differ."""
+    """Writes the file and compares its descriptors with `expected`. Raises CheckFailed if they differ."""
     metadata = {
         "made_by": f"python -m reid export --format {a.format}, commit {commit()}, torch {installed('torch')}",
         "weights_sha256": sha256(Path(a.pretrained_weights_dir)),
@@ -111,6 +111,6 @@ def write(out: Path, a, model: nn.Module, config: Config, pixels: np.ndarray, ex
         print(f"{'largest difference':<28}{difference:>12.2e}   allowed {a.tolerance:.0e}")
         print(f"{'changes of the ranking':<28}{changes:>12}   allowed 0")
         if difference > a.tolerance or changes:
-            raise CheckFailed("the exported file gives other answers than the weights, and was not kept")
+            raise CheckFailed("the exported file gives different results from the weights, and was not kept")
     print(f"{out}: {out.stat().st_size / 2**20:.1f} MiB, SHA-256 {sha256(out)}")
     return 0

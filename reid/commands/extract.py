@@ -28,9 +28,9 @@ def add_arguments(parser) -> None:
 def main(arguments) -> int:
     out = Path(arguments.out)
     if out.suffix not in (".h5", ".npz") or out.is_dir():
-        raise InputError(f"--out {out}: expected a file's name that ends in .h5 or .npz")
+        raise InputError(f"--out {out}: expected a file name ending in .h5 or .npz")
     if out.suffix == ".h5" and out.exists() and not is_features(out):
-        raise InputError(f"--out {out}: this file is not a features file and is kept; give another name")
+        raise InputError(f"--out {out}: this file is not a features file and is not replaced; give another name")
     images = find_images(arguments.images)
     extractor = open_extractor(arguments, len(images))
     found = read_images(images, extractor.size, extractor.num_workers, extractor.device, arguments.skip_bad)
@@ -62,7 +62,7 @@ def open_extractor(arguments, count: int) -> Extractor:
 
 
 def extract_to(path: Path, extractor: Extractor, found: ReadImages) -> None:
-    """A features.h5 whose images are all gallery. Continues an earlier call of the same images that was stopped."""
+    """Writes a features.h5 with all images as gallery. Continues an interrupted call with the same images."""
 
     def load(start: int):
         return found.store.batches(in_order(len(found.images), extractor.batch_size, start))
@@ -83,7 +83,7 @@ def extract_to(path: Path, extractor: Extractor, found: ReadImages) -> None:
 
 
 def extract_npz(path: Path, extractor: Extractor, found: ReadImages) -> None:
-    """The same as .npz, by way of a features.h5: rows cannot be added to an .npz one by one."""
+    """Writes .npz through a temporary features.h5, because an .npz cannot be written row by row."""
     work = path.with_name(f".{path.name}.h5")
     extract_to(work, extractor, found)
     sides, attrs = read_h5(work)

@@ -1,4 +1,4 @@
-"""The command line, made from the configuration's fields."""
+"""Command-line flags, generated from the configuration's fields."""
 
 import argparse
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **kwargs)
 
     def error(self, message):
-        """Without the usage, which would hide the message below a page of flags."""
+        """Prints the message without the long usage text."""
         self.exit(2, f"{self.prog}: error: {message}\n")
 
     def parse_args(self, args=None, namespace=None):
@@ -38,7 +38,7 @@ def all_flags(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 
 def add_flags(parser: argparse.ArgumentParser, script: str, needs_weights: bool = False) -> None:
-    """The configuration's flags of one command, grouped by section. Flags that are not typed stay out of the result."""
+    """Adds the configuration's flags of one command, by section. Flags that are not given are not in the namespace."""
     groups: dict[str, Any] = {}
     for f in fields(Config):
         if script not in f.metadata["scripts"]:
@@ -59,7 +59,7 @@ def add_flags(parser: argparse.ArgumentParser, script: str, needs_weights: bool 
 
 
 def settings_of(f: Field) -> dict[str, Any]:
-    """How argparse reads a field's flag."""
+    """The arguments of add_argument that depend on a field's type."""
     if f.type is bool:
         return {"action": "store_true"}
     if f.name == "resume":
@@ -83,22 +83,22 @@ def help_of(f: Field, script: str) -> str:
 
 
 def add_images_flags(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """The flags of commands that describe images."""
+    """Adds the flags of commands that compute descriptors of images."""
     parser.add_argument(
         "--images", required=required, nargs="+", help="read folders, patterns, lists (.txt) or image files"
     )
-    parser.add_argument("--skip_bad", action="store_true", help="leave out images that cannot be read, and list them")
-    parser.add_argument("--no_flip", action="store_true", help="leave the mirror images out")
+    parser.add_argument("--skip_bad", action="store_true", help="skip images that cannot be read, and list them")
+    parser.add_argument("--no_flip", action="store_true", help="do not average with mirror images")
 
 
 def given_flags(namespace: argparse.Namespace) -> dict[str, Any]:
-    """The typed flags of the configuration, as its values."""
+    """The given configuration flags as field values."""
     typed = {f.name: getattr(namespace, f.name) for f in fields(Config) if hasattr(namespace, f.name)}
     return {k: tuple(v) if isinstance(v, list) else v for k, v in typed.items()}
 
 
 def to_flags(config: Config, base: Config) -> list[str]:
-    """The training flags that make `config` out of `base`, as they are typed."""
+    """The command-line arguments of train that turn `base` into `config`."""
     argv: list[str] = []
     for f in fields(Config):
         value = getattr(config, f.name)

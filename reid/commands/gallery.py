@@ -23,17 +23,19 @@ def add_arguments(parser) -> None:
 
     def action(name: str, what: str):
         added = actions.add_parser(name, help=what, description=what)
-        added.add_argument("gallery", help="the gallery's file (.h5)")
+        added.add_argument("gallery", help="gallery file (.h5)")
         return added
 
     for name in ("create", "add"):
         sub = action(name, f"{name} entries from --weights and --images, or from a --features file")
         add_images_flags(sub, required=False)
         sub.add_argument(
-            "--features", dest="features_file", help="read the gallery of a .h5 that extract or evaluate.py wrote"
+            "--features", dest="features_file", help="read the gallery of a .h5 written by extract or evaluate.py"
         )
         if name == "create":
-            sub.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="store this type")
+            sub.add_argument(
+                "--dtype", choices=("float32", "float16"), default="float32", help="store this type (default float32)"
+            )
         add_flags(sub, "gallery")
     sub = action("remove", "remove entries by name or by identity")
     sub.add_argument("--names", nargs="+", default=[], help="remove these names, as search prints them")
@@ -41,12 +43,12 @@ def add_arguments(parser) -> None:
     sub = action("search", "find the nearest entries of one or more images")
     sub.add_argument("--images", required=True, nargs="+", help="search for these images")
     sub.add_argument("--top", type=int, default=10, metavar="N", help="list at most N answers (default 10)")
-    sub.add_argument("--threshold", type=float, default=np.inf, help="largest squared distance (as evaluate.py's)")
+    sub.add_argument("--threshold", type=float, default=np.inf, help="largest squared distance, as in evaluate.py")
     sub.add_argument("--picture", metavar="FILE", help="draw queries and answers (.png, .jpg)")
     sub.add_argument("--root", help="look for the entries' images here (default: the gallery's folder)")
-    sub.add_argument("--no_flip", action="store_true", help="leave the mirror images out")
+    sub.add_argument("--no_flip", action="store_true", help="do not average with mirror images")
     add_flags(sub, "gallery", needs_weights=True)
-    action("info", "show what a gallery holds")
+    action("info", "print the content of a gallery")
 
 
 def main(arguments) -> int:
@@ -54,11 +56,11 @@ def main(arguments) -> int:
 
 
 def put(a) -> int:
-    """create or add."""
+    """Creates a gallery or adds to one."""
     path = Path(a.gallery)
     gallery = Gallery(path) if a.action == "add" else None
     if gallery is None and path.exists():
-        raise InputError(f"{path} is already there; gallery add adds to it")
+        raise InputError(f"{path} already exists; use gallery add")
     weights = given_flags(a).get("pretrained_weights_dir")
     if bool(a.features_file) == bool(a.images) or bool(a.images) != bool(weights):
         raise InputError("give either --weights and --images, or --features")
@@ -67,16 +69,16 @@ def put(a) -> int:
         gallery = Gallery.create(path, mark, entries, a.dtype)
     else:
         gallery.add(mark, entries)
-    print(f"{len(entries.names)} added; {path} holds {len(gallery)}")
+    print(f"{len(entries.names)} added; {path} has {len(gallery)} entries")
     return 0
 
 
 def from_images(a, path: Path, gallery: Gallery | None) -> tuple[Fingerprint, Entries]:
-    """Entries of --images for the gallery at `path`, which is None where it is new."""
+    """(fingerprint, entries) of --images for the gallery at `path`. gallery: None for a new one."""
     images = find_images(a.images)
     extractor = open_extractor(a, len(images))
     mark = fingerprint(extractor)
-    if gallery is not None:  # before the long work
+    if gallery is not None:  # check before the long work
         gallery.refuse_other(mark)
         check_names([beside(i.path, path) for i in images], gallery.labels()[0])
     found = read_images(images, extractor.size, extractor.num_workers, extractor.device, a.skip_bad)
@@ -99,7 +101,7 @@ def fingerprint(extractor: Extractor) -> Fingerprint:
 def from_features(path: Path, target: Path) -> tuple[Fingerprint, Entries]:
     """The gallery side of a features.h5, for the gallery `target`. Raises MissingInput, InputError."""
     if not path.is_file():
-        raise MissingInput(f"features file {path} is not there; python -m reid extract writes one")
+        raise MissingInput(f"features file {path} does not exist; python -m reid extract writes one")
     try:
         sides, attrs = read_h5(path)
         record = read_record(path)
@@ -116,7 +118,7 @@ def from_features(path: Path, target: Path) -> tuple[Fingerprint, Entries]:
 
 def remove(a) -> int:
     if not a.names and not a.pids:
-        raise InputError("give --names or --pids of what is to be removed")
+        raise InputError("give --names or --pids of the entries to remove")
     if min(a.pids, default=0) < 0:
         raise InputError(f"--pids {min(a.pids)}: entries without identity have none; remove them by --names")
     gallery = Gallery(a.gallery)
@@ -127,15 +129,15 @@ def remove(a) -> int:
             raise InputError(f"{gallery.path} has no {', '.join(sorted(absent))}; nothing was removed")
         return np.isin(pids, a.pids) | np.array([n in a.names for n in names], bool)
 
-    print(f"{gallery.remove(chosen)} removed; {gallery.path} holds {len(gallery)}")
+    print(f"{gallery.remove(chosen)} removed; {gallery.path} has {len(gallery)} entries")
     return 0
 
 
 def search(a) -> int:
     if a.top < 1:
-        raise InputError(f"--top {a.top}: at least 1")
+        raise InputError(f"--top {a.top} is too small; the minimum is 1")
     if not a.threshold >= 0:
-        raise InputError(f"--threshold {a.threshold}: a squared distance, 0 to 4")
+        raise InputError(f"--threshold {a.threshold}: expected a squared distance from 0 to 4")
     if a.picture:
         kind_of(Path(a.picture))
     gallery = Gallery(a.gallery)

@@ -25,13 +25,13 @@ def main(arguments) -> int:
     source, target, h, w = Path(arguments.source), Path(arguments.target), arguments.h, arguments.w
     if min(h, w) < 1:
         raise InputError(f"--h {h} --w {w}: height and width must be at least 1")
-    # os.path.exists, as Path.exists raises for a folder that may not be read
+    # Path.exists would raise for a folder without read permission
     if os.path.exists(target):
         if not arguments.overwrite:
-            raise InputError(f"{target} is already there; give another name, or --overwrite")
+            raise InputError(f"{target} already exists; give another name, or --overwrite")
         if os.path.exists(source) and os.path.samefile(source, target):
-            raise InputError(f"{target} is the file that is read; give another name")
-    from reid.files import sha256  # after the checks, as these import torch
+            raise InputError(f"{target} is the input file; give another name")
+    from reid.files import sha256  # imports torch, so only after the checks
     from reid.models.importing import import_weights
 
     imported = import_weights(source, target, h, w)

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--name", help="name of the dataset (default: name of the source)")
     add(
         "--template",
-        help="form of the image names, for example '{pid}_c{cam}_{}.jpg', where {} is any text; with "
+        help="pattern of the image names, for example '{pid}_c{cam}_{}.jpg', where {} is any text; with "
         "'/' it is matched against the path (default: one folder per identity)",
     )
     add("--test_share", type=float, help="share of the identities in the test (default 0.5)")

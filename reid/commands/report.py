@@ -29,7 +29,7 @@ def add_arguments(parser) -> None:
 
 def main(arguments) -> int:
     if arguments.top < 1:
-        raise InputError(f"--top {arguments.top} is too small; the least is 1")
+        raise InputError(f"--top {arguments.top} is too small; the minimum is 1")
     first, *others = arguments.inputs
     sources, other_runs = find_sources(first), [run_of_input(path) for path in others]
     if arguments.maps and not sources[0].run:
@@ -57,7 +57,7 @@ def main(arguments) -> int:
 
 
 def run_of_input(path: Path) -> Path:
-    """The run folder of a further input. Raises InputError where it is in none."""
+    """The run folder of an additional input. Raises InputError if it has none."""
     run = find_sources(path)[0].run
     if run is None:
         raise InputError(f"{path} has no run folder, so it has no training curves; report it alone")

@@ -1,4 +1,4 @@
-"""The work of evaluate: features of a file or of weights are scored, printed and saved."""
+"""The work of evaluate: scores a features file or weights, and prints and saves the results."""
 
 import logging
 from contextlib import nullcontext
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 def score_file(request: Request) -> None:
-    """Scores anybody's features: the result goes beside a features.h5, else to exp_dir/features/."""
+    """Scores a features file. Saves the result beside a features.h5, for other files in exp_dir/features/."""
     config = request.config
     hardware = find_hardware(config.device, config.gpus, warn=False)
     set_up(hardware, "fp32")
@@ -52,9 +52,9 @@ def score(
     dataset: str | None = None,
     split: int | None = None,
 ) -> splits.Scored:
-    """Prints and saves a Result, in `base` or beside it when settings differ.
+    """Scores features, and prints and saves the result in `base`, or beside it if settings differ.
 
-    dataset, split: whose images the report shows; None as recorded.
+    dataset, split: of the images in the report; None: as recorded.
     """
     scoring = Scoring(
         ap=config.ap,
@@ -80,7 +80,7 @@ def score(
 
 
 def score_weights(request: Request) -> None:
-    """Scores weights on each dataset, in one of several processes or alone."""
+    """Scores weights on each dataset. Every process of a distributed evaluation calls it."""
     asked = request.config
     weights = Path(asked.pretrained_weights_dir or newest_weights(asked.exp_dir, asked.datasets))
     model, trained = read_weights(weights)
@@ -92,7 +92,7 @@ def score_weights(request: Request) -> None:
         wanted = Wanted(config.engine, precision, device=hardware.device, sha256=sha256(weights))
         evaluation = Evaluation(weights, model, trained, config, wanted, here)
         for name in config.dataset_type:
-            evaluation.score_dataset(folder_of(name, "").name, request.splits)  # an alias by its own name
+            evaluation.score_dataset(folder_of(name, "").name, request.splits)  # resolves an alias
 
 
 @dataclass(frozen=True)
@@ -141,13 +141,13 @@ class Evaluation:
         """Scores the wanted splits of a dataset; of several also their mean."""
         first, numbers = self.here.first, self.splits_of(name, wanted)
         base = evaluation_folder(self.weights, self.config.exp_dir, name)
-        with locked(base) if first else nullcontext():  # so that folders are chosen one after the other
+        with locked(base) if first else nullcontext():  # only one process at a time chooses folders
             bands = [self.score_split(name, number, base) for number in numbers]
             for scored in zip(*bands) if first and len(numbers) > 1 else ():
                 self.summarise(scored, base, "all" if wanted is None else "-".join(map(str, numbers)))
 
     def splits_of(self, name: str, wanted: tuple[int, ...] | None) -> list[int]:
-        """The numbers of the wanted splits: () is that of the training, None all. Raises InputError."""
+        """The split numbers. wanted: () for the training's split, None for all. Raises InputError."""
         if wanted == ():
             return [self.config.split]
         path = folder_of(name, self.config.dataset_path) / "splits.json"
@@ -157,12 +157,12 @@ class Evaluation:
         numbers = list(range(count)) if wanted is None else list(wanted)
         if absent := [n for n in numbers if n >= count]:
             raise InputError(
-                f"{path} has {count} entries, so --split {absent[0]} is not there; use 0 to {count - 1}, or all"
+                f"{path} has {count} entries, so --split {absent[0]} does not exist; use 0 to {count - 1}, or all"
             )
         return numbers
 
     def score_split(self, name: str, split: int, base: Path) -> list[splits.Scored]:
-        """Scores one split, and again with each covered band; empty on other ranks than 0."""
+        """Scores one split, and again with each covered band; [] on ranks other than 0."""
         dataset = open_dataset(name, self.config.dataset_path, split)
         count, device = len(dataset.query) + len(dataset.gallery), self.wanted.device
         extraction, first = self.extraction(count), self.here.first

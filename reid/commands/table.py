@@ -10,7 +10,7 @@ from reid.report.table import COLUMNS, COVERED_COLUMNS, Scored, covered, markdow
 def add_arguments(parser) -> None:
     parser.add_argument("paths", nargs="+", metavar="PATH", help="run folders, or folders of them (logs/market1501)")
     parser.add_argument("--csv", metavar="FILE", help="also write a CSV with full precision")
-    parser.add_argument("--figure", metavar="PNG", help="draw mAP by covered band, of runs scored with --occlude")
+    parser.add_argument("--figure", metavar="PNG", help="draw mAP by covered band for runs scored with --occlude")
 
 
 def main(arguments) -> int:
@@ -18,7 +18,7 @@ def main(arguments) -> int:
     if arguments.figure:
         lines = covered(rows)
         if not lines:
-            raise InputError("--figure: no run here was scored with a covered band; evaluate.py --occlude 1 2 3 4 5 6")
+            raise InputError("--figure: no run was scored with a covered band; run evaluate.py --occlude 1 2 3 4 5 6")
         named = {", ".join(line[k] for k in COVERED_COLUMNS[:3]): line for line in lines}
         figures.covered(Path(arguments.figure), named)
     show(rows, left_out, arguments.csv)

@@ -22,9 +22,9 @@ def main(arguments) -> int:
     given = given_flags(arguments)
     stored = stored_config(given.get("resume", "newest"))
     if stored and given.keys() & {"device", "gpus"}:
-        stored = replace(stored, device="auto", gpus=())  # the two belong together
+        stored = replace(stored, device="auto", gpus=())  # the two depend on each other
     config = from_flags(given, stored)
-    from reid.device import process_count  # imports torch: after the flags, so that typing errors answer at once
+    from reid.device import process_count  # imports torch, so only after the flags are checked
     from reid.processes import launch
 
     count = process_count(config.device, config.gpus)

@@ -2,8 +2,8 @@
 
 An identity is clothing, shoes, hair, bag and build; groups of identities share a top, so
 colour alone does not distinguish them. A camera is a viewpoint, a light, blur, noise and a
-street. An image is a moment of a walk, cropped by an imperfect detector. Random numbers come
-from np.random.default_rng([.., pid, camera, index]): the same Pillow draws the same bytes.
+street. An image shows one pose, cropped by an imperfect detector. Random numbers come from
+np.random.default_rng([.., pid, camera, index]): the same Pillow version draws the same bytes.
 """
 
 from pathlib import Path, PurePath
@@ -24,7 +24,7 @@ TRAIN_SHOTS, GALLERY_SHOTS = 4, 2
 ALIKE = 4  # identities of a group that share their top
 CAST = 0.28  # strength of the colour casts
 SHIFT = 0.05  # of the misaligned crops
-OCCLUDED = 0.12  # share of the images that are half hidden
+OCCLUDED = 0.12  # share of the images with a partly hidden person
 W, H, FINER = 64, 128, 3  # pixels; drawn this many times finer
 
 COLOURS = {  # of clothes, RGB
@@ -52,7 +52,7 @@ SKIN = ((242, 208, 180), (222, 178, 142), (184, 134, 98), (128, 88, 62), (86, 58
 
 
 class Camera(NamedTuple):
-    """What a camera makes of a person."""
+    """How a camera shows a person."""
 
     turn: int  # it sees people from the front (0), the side (1) or the back (2)
     gains: tuple[float, float, float]  # of R, G, B, before CAST
@@ -72,13 +72,13 @@ CAMERA = (
 
 
 def identity(pid: int) -> SimpleNamespace:
-    """The look of a person, the same for all cameras."""
+    """The appearance of a person, the same for all cameras."""
     group, own = np.random.default_rng([7, pid // ALIKE]), np.random.default_rng([8, pid])
 
     def tint(names: list[str], rng: np.random.Generator) -> np.ndarray:
         return np.clip(np.array(COLOURS[rng.choice(names)]) + rng.integers(-14, 15, 3), 0, 255)
 
-    return SimpleNamespace(  # in the order of the random numbers
+    return SimpleNamespace(  # the order determines the random numbers
         top=tint(TOPS, group),
         trim=tint(TOPS, group),
         pattern=group.choice(["plain", "plain", "stripes", "plaid", "logo", "halves"]),

@@ -26,7 +26,7 @@ def find_images(sources: Sequence[str]) -> list[Image]:
     """Images of folders (all below, sorted), patterns (sorted), lists and files, in the order of `sources`.
 
     A list is a .txt or .tsv file. Each line holds a path, relative to the list, and, where known, pid and camid after
-    tabs. Unknown labels are -1. Of an image that is named twice, the last labels count.
+    tabs. Unknown labels are -1. If an image is listed twice, its last labels are used.
     Raises MissingInput for a source that does not exist, InputError for one without images.
     """
     found: list[Image] = []
@@ -82,7 +82,7 @@ def read_images(
 ) -> ReadImages:
     """Opens and decodes each file once, and logs those that cannot be read.
 
-    The pixels are kept where memory takes them (cache auto of ImageStore); otherwise they are decoded again later.
+    The pixels are kept if they fit into memory (cache auto of ImageStore); otherwise they are decoded again later.
     Raises InputError when a file cannot be read and skip_bad is not given, or when none can.
     """
     device = torch.device(device)

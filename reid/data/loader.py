@@ -1,6 +1,6 @@
-"""From files to batches of uint8 pixels on the device: decoded and resized once and kept, or when they are needed.
+"""From files to batches of uint8 pixels on the device, decoded once and cached, or decoded when needed.
 
-Decoding runs in threads: Pillow works outside Python's lock, so nothing is copied between processes. An image that
+Decoding runs in threads: Pillow releases the GIL, and threads need no copies between processes. An image that
 cannot be read raises InputError with its name.
 """
 
@@ -52,7 +52,7 @@ def read(path: str) -> bytes:
     except UnicodeEncodeError as e:
         raise InputError(f"image {path!r}: its name is not UTF-8 text; rename it") from e
     except FileNotFoundError as e:
-        raise MissingInput(f"image {path} is not there; was it moved after the dataset was prepared?") from e
+        raise MissingInput(f"image {path} does not exist; was it moved after the dataset was prepared?") from e
     except (OSError, ValueError, MemoryError) as e:
         raise InputError(f"{path} cannot be read: {e}") from e
 
@@ -77,7 +77,7 @@ def resized(image: PILImage.Image, height: int, width: int) -> np.ndarray:
 
 
 def in_threads(work: Callable, items: Iterable, num_workers: int) -> Iterator:
-    """work(item) of each item, in order; num_workers threads work AHEAD, or this one when it is 0."""
+    """work(item) of each item, in order. num_workers threads work at most AHEAD items in advance; 0: no threads."""
     if not num_workers:
         yield from map(work, items)
         return
@@ -97,8 +97,8 @@ def in_threads(work: Callable, items: Iterable, num_workers: int) -> Iterator:
 def choose_cache(cache: str, count: int, size: tuple[int, int], device: torch.device) -> str:
     """none, ram or gpu, for `count` images of one size.
 
-    auto: gpu where `device` is CUDA and half of its free memory takes twice the pixels, else ram where free memory
-    takes them twice, else none.
+    auto: gpu if `device` is CUDA and the pixels need less than a quarter of its free memory, else ram if they need less
+    than half of the free memory, else none.
     """
     need = 2 * count * 3 * size[0] * size[1]
     on_gpu = device.type == "cuda"

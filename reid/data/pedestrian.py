@@ -18,7 +18,7 @@ def shade(colour, light: float) -> Colour:
 class Pedestrian:
     """A walking person, `tall` pixels high, with the top of the head at (x, top).
 
-    look: what demo.identity draws.
+    look: as demo.identity returns it.
     """
 
     def __init__(self, picture: Image.Image, look: SimpleNamespace, turn: int, rng, x: float, top: float, tall: float):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 Counts = dict[str, tuple[int, int]]  # {subset: (identities, images)}
 
-# Numbers of images are None where they differ between the 20 splits of a classic set.
+# Numbers of images are None if they differ between the 20 splits of a classic set.
 CLASSIC = {"trainval": (1_367, None), "query": (100, None), "gallery": (100, None)}
 MSMT17 = {"trainval": (1_041, 32_621), "query": (3_060, 11_659), "gallery": (3_060, 82_161)}
 PUBLISHED: dict[str, dict[str, tuple[int, int | None]]] = {

@@ -82,7 +82,7 @@ def read_dataset(folder: str | Path, split: int = 0, report: Report = stop) -> D
 
 
 def read_labels(meta: dict, path: Path, report: Report) -> Labels:
-    """The labels and sources of meta.json; empty where there are none."""
+    """The labels and sources of meta.json; empty if there are none."""
     labels, sources = meta.get("labels", {}), meta.get("sources", {})
     if not isinstance(labels, dict) or not isinstance(sources, dict):
         report(f"{path}: labels and sources are objects; correct them or leave them out")
@@ -166,7 +166,7 @@ def read_entry(path: Path, split: int) -> dict:
 def read_test_lists(
     folder: Path, meta: dict, split: int, known: dict[str, Image], report: Report
 ) -> tuple[dict[str, list[Image]], str]:
-    """({"query": images, "gallery": images}, protocol); {} where there are no official lists."""
+    """({"query": images, "gallery": images}, protocol); {} if there are no official lists."""
     path = folder / "test.json"
     if with_places := path.exists():
         chosen, protocol = read_entry(path, split), "official lists (test.json)"

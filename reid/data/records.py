@@ -1,4 +1,4 @@
-"""What a dataset is: lists of images with identities and cameras."""
+"""A dataset: lists of images with identities and cameras."""
 
 import hashlib
 import os
@@ -15,6 +15,8 @@ SUBSETS = ("trainval", "query", "gallery")
 
 
 class Image(NamedTuple):
+    """An image file with its identity and camera; -1 if unknown."""
+
     path: str
     pid: int
     camid: int  # from 0

@@ -1,6 +1,6 @@
-"""Samplers: what a batch is.
+"""Samplers: which images form a batch.
 
-A batch is an array of indices into the training images. Every draw comes from (seed,
+A batch is an array of indices into the training images. Every draw depends only on (seed,
 epoch). An epoch visits each image `visits` times; 0 means K times, the published length
 (for the random sampler: once).
 """

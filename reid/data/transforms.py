@@ -44,8 +44,8 @@ class Augmentation:
 class Draws(NamedTuple):
     """Random numbers for a batch of N images, in pixels.
 
-    An image is moved on black ground, which equals padding and cropping; then its
-    box is painted; then it is mirrored. This is the published order.
+    An image is shifted on a black background, which equals padding and cropping. Then its
+    box is filled, and then it is mirrored. This is the published order.
     """
 
     flip: np.ndarray  # (N,) bool
@@ -115,7 +115,7 @@ def augment(images: Tensor, draws: Draws) -> Tensor:
 
 
 def moved(images: Tensor, down: Tensor, right: Tensor, padding: int) -> Tensor:
-    """Each image of (N, 3, H, W) moved on black ground.
+    """Each image of (N, 3, H, W) shifted on a black background.
 
     down, right: (N,) pixels, at most `padding` in either direction.
     """
@@ -143,7 +143,7 @@ def cover(images: Tensor, band: int, bands: int = 6) -> Tensor:
 
 
 def normalise(images: Tensor) -> Tensor:
-    """uint8 (N, 3, H, W) as float32, by ImageNet's mean and deviation of a channel."""
+    """uint8 (N, 3, H, W) as float32, normalised with ImageNet's mean and deviation per channel."""
     mean = 255 * torch.tensor(MEAN, device=images.device)[:, None, None]
     std = 255 * torch.tensor(STD, device=images.device)[:, None, None]
     return images.float().sub_(mean).div_(std)

@@ -17,7 +17,7 @@ MEASURES = ("mAP", "Rank-1", "mINP")
 
 @dataclass(frozen=True)
 class QueryScores:
-    """The queries with a match of one result: {name: (pid, (AP, Rank-1, INP))}. record: None without result.json."""
+    """The queries of a result that have a match: {name: (pid, (AP, Rank-1, INP))}. record: None without result.json."""
 
     path: Path
     queries: dict[str, tuple[int, np.ndarray]]
@@ -25,10 +25,10 @@ class QueryScores:
 
 
 def read_queries(path: Path) -> QueryScores:
-    """An evaluation's folder, or its queries.csv. Raises MissingInput, InputError."""
+    """The scores in an evaluation's folder, or in its queries.csv. Raises MissingInput, InputError."""
     source = path / "queries.csv" if path.is_dir() else path
     if not source.is_file():
-        raise MissingInput(f"{source} is not there; evaluate.py writes it beside result.json")
+        raise MissingInput(f"{source} does not exist; evaluate.py writes it beside result.json")
     queries = {}
     with open(source, newline="", encoding="utf-8", errors="replace") as f:
         rows = csv.DictReader(f)
@@ -49,18 +49,18 @@ def read_queries(path: Path) -> QueryScores:
 
 
 def check_alike(a: QueryScores, b: QueryScores) -> None:
-    """Raises InputError for results of two datasets, or with two definitions of average precision."""
+    """Raises InputError for results of different datasets or definitions of average precision."""
     if a.record is None or b.record is None:
         return
     known = {a.record.fingerprint, b.record.fingerprint} - {None}
     if len(known) > 1:
         raise InputError(
-            f"{a.path} and {b.path} are of two datasets or splits, or of one that changed; "
+            f"{a.path} and {b.path} are of different datasets or splits, or the dataset changed; "
             "compare results of one test set"
         )
     ours, theirs = (r.scoring.ap if r.scoring else None for r in (a.record, b.record))
     if None not in (ours, theirs) and ours != theirs:
-        raise InputError(f"{a.path} has --ap {ours}, {b.path} --ap {theirs}; evaluate both alike")
+        raise InputError(f"{a.path} has --ap {ours}, {b.path} --ap {theirs}; evaluate both with the same --ap")
 
 
 def comparison(a: QueryScores, b: QueryScores) -> str:
@@ -78,7 +78,7 @@ def comparison(a: QueryScores, b: QueryScores) -> str:
     pids = np.array([a.queries[name][0] for name in shared])
     values = np.array([[side.queries[name][1] for name in shared] for side in (a, b)])  # (2, Q, measures)
     left_out = max(len(a.queries), len(b.queries)) - len(shared)
-    only = f", {left_out} in one only left out" if left_out else ""
+    only = f", {left_out} found in only one left out" if left_out else ""
     lines = [
         f"{len(shared)} queries of {len(np.unique(pids))} identities in both{only}",
         f"{'':<8}{'A':>8}{'B':>8}{'B - A':>9}  {CONFIDENCE:.0%} interval        p",

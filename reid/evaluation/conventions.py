@@ -1,4 +1,4 @@
-"""Protocols beyond the counts of a Ranking: CUHK03's single gallery shot, and camera against camera."""
+"""Protocols that a Ranking does not cover: CUHK03's single gallery shot, and pairs of cameras."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from reid.evaluation.ranking import CMC_RANKS, Pairs, Ranking, rank_rows
 
 
 class SingleGalleryShot:
-    """CMC of CUHK03's first protocol as its exact expectation.
+    """The exact expectation of the CMC of CUHK03's first protocol.
 
     The gallery of a query has one random image of each identity, from other cameras only; usually the mean of ten
     such draws is reported. With the query's own match at distance d, another identity ranks before it with
@@ -22,7 +22,7 @@ class SingleGalleryShot:
         self.rows: list[np.ndarray] = []
 
     def add(self, distance: np.ndarray, start: int) -> None:
-        """Rows start .. start + n of the distances, (n, G)."""
+        """Adds rows start .. start + n of the distances, (n, G)."""
         ranks = min(CMC_RANKS, len(self.order))
         for q, row in enumerate(distance, start):
             own = np.searchsorted(self.pids, self.query_pids[q])

@@ -10,7 +10,7 @@ from reid.errors import InputError
 
 METRICS = ("euclidean", "cosine")
 BLOCK_BYTES = 1 << 29
-CHUNK = 1 << 24  # numbers of features turned to float32 at once
+CHUNK = 1 << 24  # values converted to float32 at once
 UNIT_TOLERANCE = 2e-3  # squared lengths of float16 features of unit length are this close to 1
 
 
@@ -33,7 +33,7 @@ def blocks(
     """Distances of query (Q, F) to gallery (G, F), float16 or float32, in blocks of at most `limit` bytes.
 
     euclidean: squared, |q|^2 + |g|^2 - 2 q.g; cosine: 1 - q.g / (|q| |g|). Products are always float32: bfloat16
-    has some 1,500 distinct values per row and changes mAP by 2e-3. Raises InputError for an unknown metric.
+    has about 1,500 distinct values per row and changes mAP by 2e-3. Raises InputError for an unknown metric.
     """
     if metric not in METRICS:
         raise InputError(f"--metric {metric} is unknown; choose from {', '.join(METRICS)}")
@@ -76,16 +76,18 @@ def on_host(x) -> np.ndarray:
 
 
 def row_maxima(x) -> np.ndarray:
+    """(n,) maximum of each row of (n, G)."""
     return x.max(1) if isinstance(x, np.ndarray) else x.amax(1).cpu().numpy()
 
 
 def squared_lengths(features):
+    """(M,) float32 squared length of each row of (M, F)."""
     parts = [(as_float32(features[rows]) ** 2).sum(1) for rows in chunks(features)]
     return np.concatenate(parts) if isinstance(features, np.ndarray) else torch.cat(parts)
 
 
 def products(q, g, out) -> None:
-    """out = q g', in full float32 whatever precision the process has set."""
+    """out = q g', in full float32 independent of the precision that the process has set."""
     if isinstance(q, np.ndarray):
         np.matmul(q, g.T, out=out)
         return

@@ -1,4 +1,4 @@
-"""Features of a test, and the files they are read from: our features.h5, anybody's .npz, layumi's .mat."""
+"""The features of a test, read from our features.h5, any .npz, or layumi's .mat."""
 
 import os
 import zlib
@@ -40,7 +40,7 @@ class Part:
         return len(self.features)
 
     def where(self, kept: np.ndarray) -> "Part":
-        """The part of a boolean (M,)."""
+        """The rows where `kept`, boolean (M,), is true."""
         camids = None if self.camids is None else self.camids[kept]
         return Part(self.features[kept], self.pids[kept], camids, [n for n, k in zip(self.names, kept) if k])
 
@@ -77,13 +77,13 @@ def read_features(path: str | Path) -> Features:
     if path.suffix not in readers:
         raise InputError(f"{path}: type {path.suffix or 'unknown'}; expected a features file {', '.join(readers)}")
     if not path.is_file():
-        raise MissingInput(f"features file {path} is not there; evaluate.py writes one")
+        raise MissingInput(f"features file {path} does not exist; evaluate.py writes one")
     try:
         sides, attrs = readers[path.suffix](path)
     except KeyError as e:
         raise InputError(f"{path}: {e.args[0]}; is it a features file?") from e
     except UNREADABLE as e:
-        raise InputError(f"{path} cannot be read: {e}. It is cut short or damaged; make it again") from e
+        raise InputError(f"{path} cannot be read: {e}. It is cut short or damaged; create it again") from e
     query, gallery = (checked(path, side, *sides[side]) for side in ("query", "gallery"))
     widths = [side.features.shape[1] for side in (query, gallery)]
     if widths[0] != widths[1]:
@@ -98,7 +98,7 @@ def read_features(path: str | Path) -> Features:
 
 
 def record_of(path: Path, attrs: dict[str, Any]) -> Record:
-    """What made a features file; of another system's file only its SHA-256 is known."""
+    """The record of a features file. For another system's file it has only the SHA-256."""
     if "record" in attrs or "weights" in attrs:  # without a record: made by an older version of this project
         return read_record(path)
     return Record(features=sha256(path))
@@ -120,8 +120,7 @@ def checked(path: Path, side: str, features, pids, camids, names) -> Part:
         bad = np.flatnonzero(~(np.abs(features[i : i + ROWS]) < LARGEST).all(1))
         if len(bad):
             raise InputError(
-                f"{path}: {side} feature row {i + bad[0]} has NaN or infinite values, or too large ones; "
-                "extract it again"
+                f"{path}: {side} feature row {i + bad[0]} has NaN, infinite or too large values; extract it again"
             )
     names = [str(i) for i in range(len(features))] if names is None else names
     return Part(np.ascontiguousarray(features), np.asarray(pids), camids, names)

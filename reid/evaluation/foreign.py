@@ -6,6 +6,7 @@ import numpy as np
 
 
 def read_npz(path: Path):
+    """({side: (features, pids, camids or None, names or None)}, {})."""
     with open(path, "rb") as file, np.load(file, allow_pickle=False) as f:
         sides = {}
         for side in ("query", "gallery"):
@@ -16,6 +17,7 @@ def read_npz(path: Path):
 
 
 def read_mat(path: Path):
+    """As read_npz; without names. Raises KeyError for a missing entry, ValueError for a damaged file."""
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 

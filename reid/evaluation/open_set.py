@@ -1,4 +1,4 @@
-"""Are two images of the same person? True and false accepts over all pairs, a threshold, and intervals."""
+"""Open-set scores: true and false accepts over all pairs, a recommended threshold, and intervals."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from reid.evaluation.distances import Block, blocks, on_host
 from reid.evaluation.ranking import Pairs
 
 FPRS = (1e-4, 1e-3, 1e-2)
-TAIL = 1.5e-2  # share of the wrong pairs, the nearest, whose distances are kept; above the largest of FPRS
+TAIL = 1.5e-2  # share of the wrong pairs, the nearest, whose distances are kept; more than max(FPRS)
 SAMPLE = 1 << 20  # wrong pairs that represent the distribution beyond the tail
 DRAWS, CONFIDENCE, SEED = 2000, 0.95, 1501
 BINS = 2048  # of the tail, for the threshold's interval
@@ -21,8 +21,8 @@ Distances = Callable[[np.ndarray, np.ndarray], Iterator[Block]]  # query, galler
 class Pairwise(NamedTuple):
     """Distances over all kept pairs, ascending.
 
-    same: of pairs of one person. tail, tail_query: of wrong pairs below `bound`, and their query rows. sample: of wrong
-    pairs at regular places. n_within: wrong pairs up to `bound`. n_different: (Q,) wrong pairs of each query.
+    same: pairs of one person. tail, tail_query: wrong pairs below `bound`, and their query rows. sample: wrong pairs at
+    regular positions. n_within: number of wrong pairs up to `bound`. n_different: (Q,) number of wrong pairs per query.
     """
 
     same: np.ndarray
@@ -56,7 +56,7 @@ class Pairwise(NamedTuple):
         return points + [[rate, self.accepted(t)] for rate, t in zip(sampled.tolist(), thresholds)]
 
     def histograms(self) -> dict[str, list[float]]:
-        """Shares of both kinds of pairs between 101 edges."""
+        """Shares of both kinds of pairs in 100 bins."""
         low = min(0, self.same[0], self.sample[0])
         edges = np.linspace(low, max(self.same[-1], self.sample[-1]), 101)
         return {
@@ -84,7 +84,7 @@ def open_set(
         raise InputError(f"--fpr {fpr}: give a rate of false accepts above 0, at most {max(FPRS)}")
     different = len(gallery) - np.bincount(pairs.query, minlength=len(query))
     if not different.any():
-        raise InputError("all query and gallery images show one person, so no wrong pair could be accepted")
+        raise InputError("all query and gallery images show one person, so there is no wrong pair")
     found = all_pairs(query, gallery, pairs, different, distances)
     thresholds = {rate: found.threshold(rate) for rate in sorted({*FPRS, fpr})}
     return {
@@ -101,25 +101,26 @@ def open_set(
 
 
 def all_pairs(query, gallery, pairs: Pairs, different: np.ndarray, distances: Distances) -> Pairwise:
-    """The Pairwise of all kept pairs, whose tail holds enough wrong pairs for the largest of FPRS."""
+    """The Pairwise of all kept pairs. Its tail has enough wrong pairs for max(FPRS)."""
     total, share = int(different.sum()), TAIL
     while total > SAMPLE and share < 1:
         bound = estimated_bound(query, gallery, distances, share)
         found = gather(query, gallery, pairs, different, bound, distances)
         if found.n_within > max(FPRS) * total:
             return found
-        share *= 4  # the sampled images had fewer near wrong pairs than all have
+        share *= 4  # the bound, estimated from a sample, was too small
     return gather(query, gallery, pairs, different, np.inf, distances)
 
 
 def estimated_bound(query, gallery, distances: Distances, share: float) -> float:
-    """A distance below which about `share` of the pairs are, from evenly spread queries and gallery images."""
+    """A distance below which about `share` of the pairs lie, from evenly spaced queries and gallery images."""
     q, g = query[:: -(-len(query) // 256)], gallery[:: -(-len(gallery) // 4096)]
     values = [on_host(block.keys) + on_host(block.offsets) for block in distances(q, g)]
     return float(np.quantile(np.concatenate(values), share))
 
 
 def gather(query, gallery, pairs: Pairs, different: np.ndarray, bound: float, distances: Distances) -> Pairwise:
+    """The Pairwise of all kept pairs, with the wrong pairs below `bound` as tail."""
     same, tail, tail_query, sample = [], [], [], []
     n_within = 0
     stride = max(1, len(query) * len(gallery) // SAMPLE)
@@ -153,6 +154,7 @@ def resampled(groups: int) -> np.ndarray:
 
 
 def interval(values: np.ndarray) -> list[float]:
+    """[low, high]: the central CONFIDENCE of the values."""
     return np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]).tolist()
 
 

@@ -5,7 +5,7 @@ near, and a query has about 17 matches among thousands of entries. All measures 
 of any size are ranked in blocks of rows and the counts are joined.
 
 Definitions: per query, *kept* entries are the gallery without junk (same pid and same camid); its *matches* are
-the kept entries with its pid. Ties are counted as wrong, so no number depends on the gallery's order. Queries without
+the kept entries with its pid. Ties are counted as wrong, so no score depends on the gallery's order. Queries without
 a match are left out of the means and counted.
 """
 
@@ -44,7 +44,7 @@ class Ranking:
 
     @classmethod
     def of(cls, blocks: Sequence[tuple[np.ndarray, ...]], n_query: int, n_gallery: int) -> "Ranking":
-        """Of what rank_rows gave for each block."""
+        """Joins the results of rank_rows for all blocks."""
         query, gallery, right, wrong = (np.concatenate(parts) for parts in zip(*blocks))
         return cls(query, gallery, right, wrong, n_query, n_gallery)
 
@@ -121,7 +121,7 @@ class Ranking:
 
     @cached_property
     def cmc_allshots(self) -> np.ndarray:
-        """(K,) Open-ReID's: each match counts 1 / matches at its position less the earlier matches."""
+        """(K,) Open-ReID's: each match counts 1 / matches at its rank minus the earlier matches."""
         return self._cmc(self.wrong + 1, 1 / self.matches[self.query])
 
     def _cmc(self, ranks: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -172,13 +172,13 @@ def check_labels(query_pids, gallery_pids, query_camids=None, gallery_camids=Non
         sides.append(array)
     for side, pids, camids in (("query", sides[0], sides[2]), ("gallery", sides[1], sides[3])):
         if camids is not None and len(camids) != len(pids):
-            raise InputError(f"{len(pids)} {side} pids but {len(camids)} {side} camids; expected one of each a row")
+            raise InputError(f"{len(pids)} {side} pids but {len(camids)} {side} camids; expected one of each per row")
     return sides
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """All (query, gallery) pairs with the same pid, by query; `junk` where the camera is the same too."""
+    """All (query, gallery) pairs with the same pid, by query; junk: the camera is also the same."""
 
     query: np.ndarray
     gallery: np.ndarray
@@ -186,6 +186,7 @@ class Pairs:
 
 
 def same_person(query_pids, gallery_pids, query_camids=None, gallery_camids=None) -> Pairs:
+    """The Pairs of labels (Q,) and (G,). Without camids nothing is junk."""
     order = np.argsort(gallery_pids, kind="stable")
     first = np.searchsorted(gallery_pids, query_pids, "left", sorter=order)
     size = np.searchsorted(gallery_pids, query_pids, "right", sorter=order) - first
@@ -227,7 +228,7 @@ def rank_rows(distance, pairs: Pairs, start: int = 0) -> tuple[np.ndarray, ...]:
 
 
 def join(blocks: Sequence[tuple[np.ndarray, ...]], n_query: int, n_gallery: int) -> Ranking:
-    """The Ranking of all blocks. Raises InputError when no query has a match."""
+    """The Ranking of all blocks. Raises InputError if no query has a match."""
     ranking = Ranking.of(blocks, n_query, n_gallery)
     if not len(ranking.query):
         raise InputError(
@@ -255,7 +256,7 @@ def count_within(distance: np.ndarray, rows: np.ndarray, values: np.ndarray) -> 
         counts[b] = np.count_nonzero(inside)
         if 16 * counts[b] < len(row):
             row = row[inside]
-        if b - a > 2 * len(row).bit_length():  # measured: up to about here comparisons cost less
+        if b - a > 2 * len(row).bit_length():  # measured: beyond this, sorting is faster
             counts[a:b] = np.sort(row).searchsorted(values[a:b], "right")
             continue
         if a == b:

@@ -1,7 +1,7 @@
-"""What an evaluation is: a record that result.json and features.h5 hold whole.
+"""The record that identifies an evaluation, stored in result.json and features.h5.
 
-Two evaluations are the same when their records are equal. Reuse, resumption, comparison and tables go by
-the record; a folder's name is only for people.
+Two evaluations are the same if their records are equal. Reuse, resumption, comparison and tables use
+only the record, never a folder's name.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ EVALUATION_FILES = ("result.json", "features.h5", "features.h5.partial")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Plain fields whose values and JSON form are checked."""
+    """A base class that checks plain fields and reads and writes them as JSON."""
 
     def __post_init__(self):
         for f in fields(self):
@@ -51,7 +51,7 @@ class Settings:
         again = "it is damaged or from another version; evaluate again"
         if not isinstance(content, dict) or content.keys() != kinds.keys():
             found = sorted(content) if isinstance(content, dict) else type(content).__name__
-            raise InputError(f"{source}: a record has {', '.join(kinds)}, but this has {found}; {again}")
+            raise InputError(f"{source}: expected a record with {', '.join(kinds)}, but found {found}; {again}")
         values = dict(content)
         if values.get("scoring") is not None:
             values["scoring"] = Scoring.from_json(values["scoring"], source)
@@ -83,7 +83,7 @@ class Scoring(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Record(Settings):
-    """The identity of an evaluation; None where something is unknown, as for other systems' features.
+    """The identity of an evaluation. Unknown fields are None, for example for other systems' features.
 
     fingerprint: Dataset.fingerprint. weights, content, features: hex SHA-256 of the weights file, of the images'
     bytes, and of another system's features file. h, w: input size in pixels. precision, engine: as resolved.
@@ -112,7 +112,7 @@ class Record(Settings):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All fields, those of the scoring among them."""
+        """All fields, including those of the scoring."""
         content = self.to_json()
         scoring = content.pop("scoring") or {}
         return content | scoring
@@ -123,7 +123,7 @@ class Record(Settings):
         return replace(self, scoring=None)
 
     def agrees(self, other: "Record") -> bool:
-        """Whether one folder may hold both: the same features, and the same scoring where both have one."""
+        """Whether one folder may contain both: the same features, and the same scoring if both have one."""
         same = self.unscored == other.unscored
         return same and (None in (self.scoring, other.scoring) or self.scoring == other.scoring)
 
@@ -133,9 +133,9 @@ UNKNOWN = Record()  # of features that another system made
 
 
 def words(record: Record, usual: Record) -> list[str]:
-    """What differs from `usual`, for people: ['split-3', '256x128', 'precision-bf16', 'rerank'].
+    """The settings that differ from `usual`, as words: ['split-3', '256x128', 'precision-bf16', 'rerank'].
 
-    Digests have no words, nor has a setting that is unknown in either record.
+    Digests and settings that are unknown in either record are left out.
     """
     ours, theirs = record.settings, usual.settings
     changed = {k: v for k, v in ours.items() if v is not None and theirs.get(k) not in (v, None)}
@@ -166,7 +166,7 @@ def shortened(value: Any) -> Any:
 def read_record(path: Path) -> Record:
     """The record in a result.json or features.h5. Raises MissingInput, InputError."""
     if not path.is_file():
-        raise MissingInput(f"{path} is not there; evaluate.py writes it")
+        raise MissingInput(f"{path} does not exist; evaluate.py writes it")
     try:
         if path.suffix == ".json":
             content = json.loads(path.read_text(encoding="utf-8")).get("record")
@@ -181,10 +181,10 @@ def read_record(path: Path) -> Record:
 
 
 def folder_for(folder: Path, record: Record, usual: Record) -> Path:
-    """`folder` with words for what differs from `usual`, as eval-market1501_precision-bf16_rerank.
+    """`folder` with the `words` of the record, for example eval-market1501_precision-bf16_rerank.
 
-    A folder that holds another evaluation is left alone: further words follow, or the digest. The same record gets
-    the same folder again.
+    If that folder has another evaluation, further words or the digest are appended. The same record always gets the
+    same folder.
     """
     wanted = with_words(folder, words(record, usual))
     holder = other_record(wanted, record)
@@ -196,7 +196,7 @@ def folder_for(folder: Path, record: Record, usual: Record) -> Path:
         if other_record(place, record) is None:
             break
     changed = differences(record, holder)
-    logger.info(f"{wanted} holds another evaluation; this one, with {changed}, goes to {place}")
+    logger.info(f"{wanted} contains another evaluation; this one, with {changed}, is written to {place}")
     return place
 
 
@@ -205,7 +205,7 @@ def with_words(folder: Path, more: list[str]) -> Path:
 
 
 def other_record(folder: Path, record: Record) -> Record | None:
-    """The record of another evaluation that `folder` holds, if any; unreadable and older files do not count."""
+    """The record of another evaluation in `folder`, or None. Unreadable and older files are ignored."""
     for name in EVALUATION_FILES:
         with suppress(InputError):
             found = read_record(folder / name)

@@ -20,7 +20,7 @@ from reid.evaluation.distances import (
 
 
 class Reciprocal(NamedTuple):
-    """Settings of k-reciprocal encoding: neighbours, neighbours of the expansion, weight of the plain distance."""
+    """k-reciprocal encoding: neighbours, neighbours of the expansion, weight of the original distance."""
 
     k1: int = 20
     k2: int = 6
@@ -41,13 +41,13 @@ def reciprocal_blocks(
     """Distances re-ranked by k-reciprocal encoding (Zhong et al. 2017, arXiv 1701.08398), as distances.blocks.
 
     (1 - weight) Jaccard distance of the neighbourhoods + weight x distance / the largest distance of its row. An
-    encoding has some hundred entries, so it is sparse, and rows are computed one by one: equal to the dense form, in
-    memory that grows with the number of images instead of its square.
+    encoding has a few hundred entries, so it is stored sparse, and rows are computed one by one. The result equals the
+    dense computation. Memory grows with the number of images instead of its square.
     """
     k1, k2, weight = settings
     images = np.concatenate([query, gallery])
     if len(images) <= k1:
-        raise InputError(f"--rerank looks at {k1} neighbours, but there are only {len(images)} images")
+        raise InputError(f"--rerank needs {k1} neighbours, but there are only {len(images)} images")
     near, largest = neighbours(images, k1 + 1, metric, device, limit)
     encoding = expanded(encode(images, near, largest, metric, k1), near, k2)
     ours, theirs = encoding[: len(query)], encoding[len(query) :].tocsc()
@@ -74,7 +74,7 @@ def neighbours(images: np.ndarray, k: int, metric: str, device, limit: int) -> t
 def encode(images, near: np.ndarray, largest: np.ndarray, metric: str, k1: int) -> sparse.csr_array:
     """(N, N): row i has exp(-distance / largest), scaled to the sum 1, at i's reciprocal neighbours.
 
-    The k1 / 2 reciprocal neighbours of a neighbour join them when more than two thirds of them are i's too.
+    The k1 / 2 reciprocal neighbours of a neighbour are added if more than 2/3 of them are neighbours of i.
     """
     reciprocal = mutual(near)
     half = mutual(near[:, : int(np.around(k1 / 2)) + 1])
@@ -125,7 +125,7 @@ def shared_weight(ours: sparse.csr_array, theirs: sparse.csc_array, i: int) -> n
 def expand_queries(
     query: np.ndarray, gallery: np.ndarray, k: int, metric: str = "euclidean", device=None, limit: int = BLOCK_BYTES
 ) -> np.ndarray:
-    """(Q, F) float32: each query becomes the mean of itself and its k nearest gallery features, with its own length.
+    """(Q, F) float32: each query becomes the mean of itself and its k nearest gallery features, at its original length.
 
     Average query expansion, Chum et al. 2007.
     """

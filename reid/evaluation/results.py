@@ -1,4 +1,4 @@
-"""Features -> Result: distances are computed, ranked and dropped block by block; the Result prints and saves itself."""
+"""Features -> Result. Distances are computed, ranked and discarded block by block."""
 
 import csv
 import time
@@ -27,8 +27,8 @@ RANKS = (1, 5, 10, 20)  # of the CMC, as printed
 class Result:
     """The scores of an evaluation.
 
-    cmcs: each CMC that was computed, (K,), by its convention. open_set (open_set.open_set) and cameras
-    (conventions.CameraPairs) are None when not asked for.
+    cmcs: each computed CMC, (K,), by convention. open_set (open_set.open_set) and cameras
+    (conventions.CameraPairs) are None if not requested.
     """
 
     ranking: Ranking
@@ -178,7 +178,7 @@ def evaluate(
 ) -> Result:
     """The Result of features, computed in blocks of `limit` bytes to bound the memory beyond the features.
 
-    camera_pairs: adds a table of camera against camera. fpr: scores pairs as an open set, with the threshold for
+    camera_pairs: adds mAP and Rank-1 by pair of cameras. fpr: scores pairs as an open set, with the threshold for
     this rate of false accepts, on distances before re-ranking. device: a CUDA device; None for NumPy on the CPU.
     Raises InputError for an empty side, labels that disagree, no query with a match.
     """
@@ -206,7 +206,7 @@ def evaluate(
             shots.add(on_host(block.keys), block.start)
         if table:
             table.add(block.keys, block.start)
-    del block  # the open set needs its memory
+    del block  # frees memory for the open set
     ranking = join(ranked, len(query), len(gallery))
     cmcs = {"market1501": ranking.cmc, "allshots": ranking.cmc_allshots}
     if shots:

@@ -18,7 +18,7 @@ RANKS = (1, 5, 10)
 
 @dataclass(frozen=True)
 class Scored:
-    """One evaluation: its record, its result's folder, and mAP, Rank-k and mINP in 0..1."""
+    """One evaluation: its record, the folder of its result, and mAP, Rank-k and mINP in 0..1."""
 
     record: Record
     folder: Path
@@ -54,9 +54,9 @@ def as_text(content: dict[str, Any]) -> str:
 
 
 def save(content: dict[str, Any], wanted: Path) -> Path:
-    """Writes splits.json into the folder `wanted`, or beside it where that has one of other evaluations."""
+    """Writes splits.json into `wanted`, or beside it if `wanted` has that of other evaluations. Returns the folder."""
     folder = wanted
-    with suppress(OSError, ValueError, TypeError, KeyError):  # absent or damaged: written anew
+    with suppress(OSError, ValueError, TypeError, KeyError):  # missing or damaged: replaced
         if json.loads((folder / "splits.json").read_text(encoding="utf-8"))["records"] != content["records"]:
             digest = hashlib.sha256(" ".join(content["records"]).encode()).hexdigest()
             folder = with_words(wanted, [digest[:8]])

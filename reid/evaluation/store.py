@@ -1,7 +1,7 @@
 """The HDF5 features file: its header is made in memory, its rows are written in place, and it is read back.
 
-The features are the last block of the file, so rows are ordinary file writes: a kill leaves whole rows, and a full
-disk is an OSError. (After a write that failed, HDF5 itself cannot close the file and crashes later.)
+The features are the last block of the file, so rows are written as ordinary bytes. A killed process leaves whole rows,
+and a full disk raises OSError. (After a failed write, HDF5 itself cannot close the file and crashes later.)
 """
 
 import json
@@ -43,22 +43,22 @@ class FeaturesWriter:
         return count_written(self.partial) if self.is_ours(self.partial) else 0
 
     def is_ours(self, path: Path) -> bool:
-        """Whether a file is of these images and this record; logs why an existing one is not."""
+        """Whether a file has these images and this record. Logs why an existing file does not."""
         if not path.exists():
             return False
         try:
             found = read_record(path)
         except InputError as e:
-            logger.info(f"{e} (the features are extracted anew)")
+            logger.info(f"{e} (the features are extracted again)")
             return False
         if found == self.record and has_labels(path, self.labels):
             return True
         why = differences(found, self.record) or "other images"
-        logger.info(f"{path} is of other settings ({why}); the features are extracted anew")
+        logger.info(f"{path} has other settings ({why}); the features are extracted again")
         return False
 
     def write(self, features: np.ndarray, done: int, attrs: dict[str, Any]) -> None:
-        """Writes rows (n, F) from number `done` on. Raises InputError where the disk refuses."""
+        """Writes rows (n, F) from number `done` on. Raises InputError if writing fails."""
         with writing(self.path):
             if not done:
                 attrs = {"record": json.dumps(self.record.to_json()), **attrs}
@@ -68,7 +68,7 @@ class FeaturesWriter:
                 write_all(f, features)
 
     def finish(self) -> None:
-        """Puts the file in its place once every row is written."""
+        """Moves the complete file to its final path."""
         if self.is_complete:
             return
         with writing(self.path):
@@ -79,14 +79,14 @@ class FeaturesWriter:
 
 
 def write_all(file: RawIOBase, values: np.ndarray) -> None:
-    """Writes an array's bytes; a raw file may take a part at a time."""
+    """Writes an array's bytes. One call may write only part of them."""
     left = memoryview(values.tobytes())
     while left:
         left = left[file.write(left) :]
 
 
 def create(path: Path, attrs: dict[str, Any], labels: dict[str, Any], shape: tuple[int, int], dtype="float32") -> None:
-    """A features file whose rows, of `shape`, are still zero. Raises OSError, and leaves no file then."""
+    """Creates a features file whose rows, of `shape`, are zero. Raises OSError, and then leaves no file."""
     content = header(attrs, labels, shape, dtype)
     try:
         path.write_bytes(content)
@@ -117,14 +117,14 @@ def header(attrs: dict[str, Any], labels: dict[str, Any], shape: tuple[int, int]
 
 
 def place_of(path: Path, row: int) -> int:
-    """Where a row of features begins in a file."""
+    """Byte offset of a row of features in a file."""
     with h5py.File(path, "r") as f:
         data = f["features"]
         return data.id.get_offset() + row * data.shape[1] * data.dtype.itemsize
 
 
 def count_written(path: Path) -> int:
-    """Rows before the first that is not of unit length: one that is not yet written is zero."""
+    """Number of rows before the first without unit length. Unwritten rows are zero."""
     with h5py.File(path, "r") as f:
         rows = f["features"]
         for i in range(0, len(rows), ROWS):
@@ -136,7 +136,7 @@ def count_written(path: Path) -> int:
 
 
 def has_labels(path: Path, labels: dict[str, Any]) -> bool:
-    """Whether a readable features file at `path` is of images with these labels."""
+    """Whether `path` is a readable features file with these labels."""
     try:
         with h5py.File(path, "r") as f:
             found = {k: f[k].asstr()[:] if isinstance(v, list) else f[k][:] for k, v in labels.items()}
@@ -177,7 +177,7 @@ def read_h5(path: Path) -> tuple[dict[str, tuple], dict[str, Any]]:
 
 
 def read_rows(data: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
-    """Rows by ascending number; a run of them is read without the rest."""
+    """Reads rows, given in ascending order. Contiguous rows are read without the rest."""
     first = rows[0] if len(rows) else 0
     if np.array_equal(rows, np.arange(first, first + len(rows))):
         return data[first : first + len(rows)]

@@ -52,12 +52,12 @@ class Answers(NamedTuple):
 
 
 class Gallery:
-    """A gallery file. Every method opens it anew, so it sees one complete state."""
+    """A gallery file. Every method opens the file itself, so it sees one complete state."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         if not self.path.is_file():
-            raise MissingInput(f"gallery {path} is not there; python -m reid gallery create makes one")
+            raise MissingInput(f"gallery {path} does not exist; python -m reid gallery create makes one")
         with self.open() as f:
             if f.attrs.get("gallery") != FORMAT:
                 raise InputError(f"{path} is not a gallery; python -m reid gallery create makes one")
@@ -72,7 +72,7 @@ class Gallery:
         path = Path(path)
         with alone(path):
             if path.exists():
-                raise InputError(f"{path} is already there; gallery add adds to it")
+                raise InputError(f"{path} already exists; use gallery add")
             check_features(entries, None)
             check_names(entries.names, [])
             with writing(path), atomic_file(path) as temporary:
@@ -183,7 +183,7 @@ class Gallery:
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Excludes other processes that change the gallery, and removes what killed ones left."""
+    """Excludes other processes that change the gallery, and removes the temporary files of killed ones."""
     with locked(path):
         for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
             stale.unlink(missing_ok=True)
@@ -221,8 +221,8 @@ def check_names(names: Sequence[str], present: Sequence[str]) -> None:
     twice = [n for n in names if count[n] > 1 or n in known]
     if twice:
         raise InputError(
-            f"{len(twice)} of {len(names)} names are in the gallery already, or twice, as {twice[0]}; "
-            "nothing was added. gallery remove takes entries out"
+            f"{len(twice)} of {len(names)} names are in the gallery already, or twice, for example {twice[0]}; "
+            "nothing was added. Use gallery remove first"
         )
 
 

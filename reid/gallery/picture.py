@@ -14,7 +14,7 @@ TILE_H, TILE_W, TEXT_H, GAP = 192, 96, 38, 6  # pixels of the picture
 
 
 def draw_answers(queries: list[str], found: list[Answers], root: Path) -> PILImage.Image:
-    """A row for each query: the query, then its answers with rank, distance and pid; grey where an image is gone."""
+    """A row for each query: the query, then its answers with rank, distance and pid; grey if an image is missing."""
     columns = 1 + max(len(answers.names) for answers in found)
     width, height = columns * (TILE_W + GAP) + GAP, len(found) * (TILE_H + TEXT_H + GAP) + GAP
     picture = PILImage.new("RGB", (width, height), "white")
@@ -44,10 +44,10 @@ def in_lines(path: str, width: int = 16) -> str:
 
 
 def kind_of(path: Path) -> str:
-    """Pillow's name of a picture's format. Raises InputError for one that is not written here."""
+    """Pillow's name of a picture's format. Raises InputError for an unsupported one."""
     kind = PILImage.registered_extensions().get(path.suffix.lower())
     if kind not in ("PNG", "JPEG", "WEBP"):
-        raise InputError(f"--picture {path}: expected a name that ends in .png, .jpg or .webp")
+        raise InputError(f"--picture {path}: expected a name ending in .png, .jpg or .webp")
     return kind
 
 
@@ -56,5 +56,5 @@ def save_picture(picture: PILImage.Image, path: Path) -> None:
         try:
             picture.save(temporary, kind_of(path))
         except ValueError as e:  # WebP and JPEG have a largest width
-            raise InputError(f"{path}: a picture of {picture.width} x {picture.height} pixels is not possible there "
+            raise InputError(f"{path}: a picture of {picture.width} x {picture.height} pixels cannot be saved "
                              f"({e}); use .png, or a smaller --top") from e  # fmt: skip

@@ -56,10 +56,10 @@ def extract_file(
 ) -> None:
     """Writes a features file while it extracts, with the engine that `record` describes.
 
-    load(start) gives batches of uint8 images from number `start` on. images: {"query": [...], "gallery": [...]}, in
+    load(start) returns batches of uint8 images, from number `start` on. images: {"query": [...], "gallery": [...]}, in
     this order. attrs: further attributes of the file. A later call with the same images and record continues an
-    interrupted file, and reuses a complete one. Only rank 0 writes; the path, the digests in `record` and attrs are
-    used there alone.
+    interrupted file, and reuses a complete one. Only rank 0 writes; the other
+    ranks ignore the path, the digests in `record` and attrs.
     """
     listed = [image for side in images.values() for image in side]
     total, first = len(listed), world().first
@@ -83,7 +83,7 @@ def extract_file(
                 if from_first(len(received), engine.device):
                     raise Interrupted(f"stopped after {done} of {total} images; the same command continues")
         if done != total:
-            raise InputError(f"{total} images to extract, but only {done} came")
+            raise InputError(f"expected {total} images, but got only {done}")
         if first:
             writer.finish()
     wait()
@@ -95,7 +95,7 @@ def with_bands(bands: Any) -> dict[str, Any]:
 
 
 def progress(total: int, done: int = 0) -> tqdm:
-    hidden = None if world().first else True  # None: only in a terminal
+    hidden = None if world().first else True  # None: shown only in a terminal
     return tqdm(total=total, initial=done, desc="features", unit=" images", disable=hidden)
 
 

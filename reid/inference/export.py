@@ -1,9 +1,9 @@
-"""A model as one file for other programs, kept only when it gives the same answers.
+"""Exports a model as one file for other programs and compares its results with the model's.
 
-onnx: uint8 RGB images (N, H, W, 3) of the model's size -> descriptors (N, S x D) of unit length, any N. Resizing stays
-outside: no ONNX operator equals Pillow's antialiased uint8 bilinear filter, so the caller resizes (bilinear with
-antialias, as Pillow's and torchvision's v2 do). safetensors, pth: the tensors with configuration, classes and digest,
-which every command here reads like weights.pth; --half makes the small file to hand on.
+onnx: uint8 RGB images (N, H, W, 3) of the model's size -> descriptors (N, S x D) of unit length, any N. The caller
+resizes (bilinear with antialias, as Pillow and torchvision's v2 do), because no ONNX operator equals Pillow's uint8
+filter. safetensors, pth: the tensors with configuration, classes and digest, which every command here reads like
+weights.pth; --half makes a small file for sharing.
 """
 
 from dataclasses import replace
@@ -23,13 +23,13 @@ from reid.models.tensors import digest, save_safetensors, save_tensors
 from reid.models.weights import FORMAT
 
 NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "safetensors": ("safetensors",), "pth": ()}
-TOLERANCE, HALF_TOLERANCE = 1e-4, 1e-3  # of a descriptor's numbers
-SMALL = 1 << 18  # numbers of a tensor; smaller ones cost little, and those of a small backbone differ most
-SLACK = 0.1  # of these tolerances: squared distances closer than this may change places
+TOLERANCE, HALF_TOLERANCE = 1e-4, 1e-3  # largest difference of a value
+SMALL = 1 << 18  # values in a tensor; smaller tensors stay float32: they need little space
+SLACK = 0.1  # fraction of a tolerance; squared distances closer than this may swap ranks
 
 
 def reference(model: nn.Module, pixels: np.ndarray, flip: bool) -> np.ndarray:
-    """Descriptors as every command here makes them, float32, nothing folded."""
+    """Descriptors as every command here computes them, in float32 without folding."""
     batches = [torch.from_numpy(p).permute(0, 3, 1, 2) for p in np.array_split(pixels, -(-len(pixels) // 16))]
     return torch.cat([d.flatten(1) for d in describe(TorchEngine(model, flip=flip), batches)]).numpy()
 
@@ -51,17 +51,17 @@ def parity(expected: np.ndarray, got: np.ndarray, slack: float = SLACK * TOLERAN
 
 
 def demo_pixels(size: tuple[int, int], count: int, folder: Path) -> np.ndarray:
-    """Images of the demo, four of a person, through files as real ones are."""
+    """Images of the demo dataset, four per person, saved and decoded like real images."""
     for i in range(count):
         draw(i // 4, i % 4, 0).save(folder / f"{i}.jpg")
     return np.stack([decode(str(folder / f"{i}.jpg"), *size) for i in range(count)])
 
 
 def write_plain(path: Path, form: str, half: bool, model: nn.Module, config: Config, metadata: dict[str, str]) -> None:
-    """The model as a file of ours, as safetensors or pth (`form`).
+    """Writes the model in the project's format, as safetensors or pth (`form`).
 
-    half: without classifiers and without what only the training asked, and in float16 all but the small tensors, whose
-    share of the size is little: batch norm's statistics reach beyond float16.
+    half: drops classifiers and training-only settings, and stores large tensors as float16. Small tensors stay float32,
+    because batch-norm statistics can exceed the range of float16.
     """
     state = model.state_dict()
     classes: Any = model.num_classes

@@ -18,7 +18,7 @@ from reid.models.weights import read_weights
 
 
 class Extractor:
-    """Weights ready for use: extractor(images) -> descriptors (N, S x D) float32 of unit length.
+    """Computes descriptors: extractor(images) -> descriptors (N, S x D) float32 of unit length.
 
     `images` is a sequence of paths or uint8 RGB arrays (H, W, 3) of any size. They are resized as in training.
     Descriptors in float32 differ from those of the training model (eval mode) by less than 1e-4.
@@ -45,7 +45,7 @@ class Extractor:
             raise InputError(f"precision {precision!r} is unknown; choose from {', '.join(PRECISIONS)}")
         for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
             if not isinstance(value, int) or value < least:
-                raise InputError(f"{name} {value!r}: expected a whole number of at least {least}")
+                raise InputError(f"{name} {value!r}: expected an integer of at least {least}")
         self.device = usable_device(device)
         model, config = read_weights(weights)
         self.weights, self.sha256 = Path(weights), sha256(Path(weights))
@@ -81,7 +81,7 @@ class Extractor:
 
 
 def usable_device(device: str | torch.device) -> torch.device:
-    """The device, with its index. Raises InputError where it cannot be used."""
+    """The device, with its index. Raises InputError if it cannot be used."""
     try:
         return torch.zeros(0, device=device).device
     except (RuntimeError, AssertionError) as e:  # PyTorch raises both, the latter in builds without CUDA

@@ -1,4 +1,4 @@
-"""A model changed for inference only: folded batch norms, channels last, reduced precision."""
+"""Prepares a model for inference: folded batch norms, channels last, reduced precision."""
 
 import copy
 import logging
@@ -12,7 +12,7 @@ from reid.models.layers import SlotLayer
 
 logger = logging.getLogger(__name__)
 
-TOLERANCE = 1e-3  # of the largest output; rounding is far below, a wrong fold far above
+TOLERANCE = 1e-3  # relative to the largest output; rounding errors are much smaller, wrong folds much larger
 
 
 def prepare(model: nn.Module, size: tuple[int, int], precision: str = "fp32") -> nn.Module:
@@ -21,7 +21,7 @@ def prepare(model: nn.Module, size: tuple[int, int], precision: str = "fp32") ->
     base = getattr(model, "base", None)
     if precision == "bf16" and base is not None:  # once, instead of in every forward; heads stay float32
         for module in base.modules():
-            if type(module) is nn.Conv2d:  # a subclass may have a precision of its own
+            if type(module) is nn.Conv2d:  # a subclass may set its own precision
                 module.to(torch.bfloat16)
     return model
 
@@ -47,7 +47,7 @@ def fold(model: nn.Module, size: tuple[int, int]) -> nn.Module:
         expected = model(noise)
         change = (folded(noise) - expected).abs().max()
     if change > TOLERANCE * expected.abs().max():
-        logger.warning("batch norms cannot be folded into this model; it runs as it is, and slower")
+        logger.warning("batch norms cannot be folded into this model; it runs unfolded, and slower")
         folded = model
     return folded.requires_grad_(False)
 
@@ -55,11 +55,11 @@ def fold(model: nn.Module, size: tuple[int, int]) -> nn.Module:
 def foldable(model: nn.Module, noise: Tensor) -> list[tuple[str, str]]:
     """Names of the convolutions and batch norms that can be folded.
 
-    The model runs once with hooks: a pair matches when the input of the batch norm is the very tensor that the
+    The model runs once with hooks: a pair matches when the input of the batch norm is the tensor object that the
     convolution returned. Modules that are called more than once are left out.
     """
     made: dict[int, nn.Module] = {}  # id of a tensor -> the convolution that returned it
-    kept: list[Tensor] = []  # so that no id is used twice
+    kept: list[Tensor] = []  # kept alive, so that ids stay unique
     calls: list[nn.Module] = []
     pairs: list[tuple[nn.Module, nn.Module]] = []
 

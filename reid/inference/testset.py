@@ -1,4 +1,4 @@
-"""The features of a dataset's test images: extracted into a file, and again with a covered band."""
+"""Extracts the features of a dataset's test images, also with a covered band."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -37,7 +37,7 @@ class Extraction:
     flip: bool = True
 
     def record_of(self, name: str, split: int, dataset: Dataset) -> Record:
-        """The record of a dataset's whole test images. Digests only on rank 0, which alone writes."""
+        """The record of a dataset's uncovered test images. Only rank 0 computes the digests."""
         first = self.here.first
         return Record(
             dataset=name,
@@ -64,7 +64,7 @@ class Extraction:
         return store.batches([part_of(batch, self.here) for batch in rows])
 
     def features(self, path: Path, dataset: Dataset, record: Record) -> Features | None:
-        """The features in the file `path`, which is completed or reused; None on other ranks than 0."""
+        """The features in the file `path`, which is completed or reused; None on ranks other than 0."""
         store = self.store(dataset)
         sides = {"query": dataset.query, "gallery": dataset.gallery}
 
@@ -75,7 +75,7 @@ class Extraction:
         return read_features(path) if self.here.first else None
 
     def covered(self, features: Features | None, dataset: Dataset, band: int) -> Features | None:
-        """The features with a band of each query image covered; None on other ranks than 0."""
+        """The features with a band of each query image covered; None on ranks other than 0."""
         count = len(dataset.query)
         batches = self.batches(self.store(dataset), 0, count)
         images = (cover(pixels, band) for pixels in batches)

@@ -52,7 +52,7 @@ class ResNetMap(nn.Module):
         return x
 
     def cut(self) -> tuple[nn.Sequential, nn.Sequential]:
-        """The network up to the first block of stage 3 (stride 16), and the rest; names stay."""
+        """The network up to the first block of stage 3 (stride 16), and the rest. Names are kept."""
         parts = dict(self.named_children())
         (name, first), *others = parts.pop("layer3").named_children()
         layer4 = parts.pop("layer4")
@@ -105,7 +105,7 @@ class MobileNetMap(nn.Module):
         return self.features(x)
 
     def cut(self) -> tuple[nn.Sequential, nn.Sequential]:
-        """The network up to the block that reaches stride 16, and the rest; names stay."""
+        """The network up to the block that reaches stride 16, and the rest. Names are kept."""
         blocks = list(self.features.named_children())
         end = self.reductions()[3][0] + 1
         return named(("features", named(*blocks[:end]))), named(("features", named(*blocks[end:])))
@@ -120,7 +120,7 @@ def imagenet_file(name: str, folder: Path = PRETRAINED) -> Path:
     files = sorted(p for p in folder.glob(f"{name}*.pth") if p.is_file())
     if len(files) > 1:
         raise InputError(
-            f"{folder}/ holds several weights for {name}: {', '.join(p.name for p in files)}; "
+            f"{folder}/ has several weights files for {name}: {', '.join(p.name for p in files)}; "
             "keep one, or name it with --pretrained FILE"
         )
     if files:
@@ -140,7 +140,7 @@ def imagenet_file(name: str, folder: Path = PRETRAINED) -> Path:
 def load_pretrained(backbone: nn.Module, name: str, source: str) -> str:
     """Fills `backbone` from source ("auto", "none" or a file) and returns a line for the log.
 
-    Raises InputError when the file belongs to another network.
+    Raises InputError if the file belongs to another network.
     """
     if source == "none":
         return f"{name} starts from random weights"
@@ -157,7 +157,7 @@ def load_pretrained(backbone: nn.Module, name: str, source: str) -> str:
         raise InputError(
             f"{path} does not fit {name}: of {len(own)} tensors {len(missing)} are missing, and "
             f"{len(wrong)} others are unknown or of another shape (the first: "
-            f"{(missing + wrong)[0]}); give the file of this --backbone"
+            f"{(missing + wrong)[0]}); give a file for this --backbone"
         )
     backbone.load_state_dict(found, strict=False)
     return f"{name} starts from {path}"

@@ -1,4 +1,4 @@
-"""Batch norms with statistics over other images than the local batch; state names are torch's."""
+"""Batch norms with statistics over all processes or over parts of a batch. State names are torch's."""
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ def synchronise(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def replace_forward(model: nn.Module, kind: type[_BatchNorm], **attributes) -> nn.Module:
-    """Gives each batch norm the forward of `kind`; its tensors and names stay."""
+    """Gives each batch norm the forward of `kind`. Tensors and names are kept."""
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.__class__ = kind
@@ -57,7 +57,7 @@ class GlobalBatchNorm(_BatchNorm):
 class GhostBatchNorm(_BatchNorm):
     """Statistics over each group of `ghost` images of the batch.
 
-    The running statistics follow the first group alone, as on the first of several GPUs under
+    Only the first group updates the running statistics, as on the first of several GPUs under
     DataParallel.
     """
 

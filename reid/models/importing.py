@@ -22,14 +22,14 @@ from reid.models.tensors import save_tensors
 from reid.models.weights import fill, read_any, save_weights
 from reid.variants import BACKBONES
 
-MAX_NETWORKS = 20  # in one file; more are damaged or hostile names
+MAX_NETWORKS = 20  # in one file; more indicate a damaged or hostile file
 
 
 @dataclass(frozen=True)
 class Imported:
     """The content of a file, and the part of it that was taken."""
 
-    kind: str  # for people
+    kind: str  # description to print
     tensors: list[str]  # names in the file, without prefixes of DataParallel and torch.compile
     taken: set[str]  # those of them that were written
     other: list[str]  # names of entries that are not tensors
@@ -53,7 +53,7 @@ class Match:
 def import_weights(source: Path, target: Path, h: int, w: int) -> Imported:
     """Reads any weights file without running its code, and writes `target`.
 
-    h, w: the input size that the published layout does not contain, in pixels. Raises
+    h, w: input size in pixels, which the published layout does not contain. Raises
     MissingInput, InputError.
     """
     state, other = read_any(source)
@@ -76,7 +76,7 @@ def import_published(state: dict[str, Tensor], source: Path, target: Path, h: in
         raise InputError(f"{source}: {bad[0]}: a stripe count has at most two digits")
     try:
         ours, stripes, classes = from_published(dict(state))
-    except (InputError, RuntimeError, IndexError) as e:  # torch's, for shapes that do not match
+    except (InputError, RuntimeError, IndexError) as e:  # torch raises them for shapes that do not match
         raise InputError(f"{source}: {e}") from e
     check_finite(state, source)
     check_height(h, stripes)
@@ -93,14 +93,14 @@ def find_backbone(state: dict[str, Tensor], source: Path) -> Match:
     matches = [match for name in BACKBONES for match in backbone_matches(state, name, source)]
     if not matches:
         raise InputError(
-            f"{source} holds {len(state)} tensors ({', '.join(list(state)[:3])} ...), neither of "
+            f"{source} has {len(state)} tensors ({', '.join(list(state)[:3])} ...), neither of "
             "the published RRID nor of a backbone with torchvision's names "
             f"({', '.join(BACKBONES)})"
         )
     best = min(matches, key=lambda m: (len(m.misfits), m.backbone, m.prefix))
     if best.misfits:
         raise InputError(
-            f"{source} is nearest to {best.backbone}, but {len(best.missing)} tensors are missing "
+            f"{source} is most similar to {best.backbone}, but {len(best.missing)} tensors are missing "
             f"or of another shape and {len(best.unknown)} are unknown (the first: "
             f"{best.prefix}{best.misfits[0]}); it is another architecture"
         )
@@ -111,11 +111,11 @@ def backbone_matches(state: dict[str, Tensor], name: str, source: Path) -> list[
     """The fit of the backbone `name` for every prefix under which it may be."""
     with torch.device("meta"):
         own = build_backbone(name).state_dict()
-    # the last convolution locates the backbone, as heads hardly have a tensor of its name
+    # the last convolution locates the backbone; heads rarely have a tensor with its name
     anchor = [k for k, v in own.items() if v.ndim == 4][-1]
     prefixes = {k.removesuffix(anchor) for k in state if k.endswith(anchor)}
     if len(prefixes) > MAX_NETWORKS:
-        raise InputError(f"{source} holds {len(prefixes)} networks, expected one")
+        raise InputError(f"{source} has {len(prefixes)} networks, expected one")
     parts = {k.split(".")[0] for k in own}
     matches = []
     for prefix in sorted(prefixes):

@@ -1,4 +1,4 @@
-"""Layers that the models share, and their rule for image heights.
+"""Layers that the models share, and the check of image heights.
 
 Shapes: N images, S slots, D feature width, L classifiers, K identities.
 """
@@ -15,14 +15,14 @@ from reid.errors import InputError
 
 
 class Output(NamedTuple):
-    """The value of a model in training mode."""
+    """What a model returns in training mode."""
 
     features: Tensor  # (N, S, D)
     logits: Tensor  # (N, L, K); RRID: on q of every slot, then on a, then on b of the related slots
 
 
 class SlotLayer(nn.Module):
-    """1x1 convolution + batch norm + ReLU with own weights for each slot: (N, S, in) -> (N, S, out)."""
+    """1x1 convolution + batch norm + ReLU, separate weights for each slot: (N, S, in) -> (N, S, out)."""
 
     def __init__(self, slots: int, inputs: int, outputs: int):
         super().__init__()
@@ -62,7 +62,7 @@ def slotwise_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def check_height(height: int, stripes: Sequence[int]) -> None:
-    """Raises InputError when the map of images of this height cannot be cut into the stripes."""
+    """Raises InputError if the map of images of this height cannot be cut into the stripes."""
     rows, step = -(-height // 16), math.lcm(*stripes)
     if rows % step:
         below = rows // step * step

@@ -2,9 +2,9 @@
 (arXiv 1804.01438).
 
 All branches share the network up to the first block of its third stage. The first branch sees
-the whole image; each further branch has one granularity. Every branch gives its whole, the
-further ones also their stripes. Each of these features is reduced to 256 and classified. The
-triplet loss uses the wholes.
+the whole image; each further branch has one granularity. Every branch gives a global feature, the
+further ones also a feature per stripe. Each feature is reduced to 256 and classified. The triplet
+loss uses the global features.
 """
 
 from collections.abc import Sequence
@@ -38,8 +38,8 @@ class Branches(nn.Module):
 class MGN(nn.Module):
     """Images (N, 3, H, W) -> features (N, S, 256) in eval mode, Output in training mode.
 
-    Slots in the order of the branches, the whole of a branch before its stripes; S is 8 for
-    stripes (2, 3). H / 16 must be divisible by every stripe count, else InputError.
+    Slots are in the order of the branches, the global feature of a branch before its stripes. S is 8
+    for stripes (2, 3). H / 16 must be divisible by every stripe count, else InputError.
     """
 
     def __init__(self, num_classes: int, stripes: Sequence[int] = (2, 3), backbone: str = "resnet50", dim: int = 256):
@@ -48,7 +48,7 @@ class MGN(nn.Module):
         self.stripes = tuple(stripes)
         self.base = Branches(backbone, 1 + len(stripes))
         self.bands: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
-        self.wholes = [0]  # slots of the wholes
+        self.wholes = [0]  # slots of the global features
         for n in stripes:
             self.wholes.append(len(self.bands))
             self.bands += ((0.0, 1.0), *((i / n, (i + 1) / n) for i in range(n)))

@@ -1,6 +1,6 @@
-"""Files that anybody wrote with torch.save, read without running code of the file.
+"""Reads any file written by torch.save without running code from it.
 
-Both layouts are understood, the zip archive and the older sequence of pickles. The content is a state dict, a
+Both layouts are supported, the zip archive and the older sequence of pickles. The content is a state dict, a
 checkpoint with a state dict inside, or a whole pickled model (torch 0.4 included).
 """
 
@@ -27,8 +27,8 @@ from reid.errors import InputError, MissingInput
 # nothing: each name becomes a new subclass of Stub, which stays empty or makes a Table, a Cut or a plain value from
 # checked arguments. All classes here define `__setstate__`, so pickle sets no attributes itself; it can only call the
 # class, `__setstate__`, `extend` and `__setitem__`. The other sources of objects are `persistent_load`, which returns
-# a Storage, and the extension registry, which is refused before loading together with pickles that are too large.
-# A file that only wastes time is stopped with Ctrl-C.
+# a Storage, and the extension registry. Pickles that use the registry or are too large are refused before loading.
+# A file may still take a long time to read; Ctrl-C stops it.
 
 DTYPES = {
     "FloatStorage": torch.float32,
@@ -42,7 +42,7 @@ DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-# What ordinary checkpoints contain beside weights: it may be called and stays an empty Stub.
+# Calls that ordinary checkpoints contain besides weights. They are allowed and give an empty Stub.
 INERT = re.compile(
     r"""numpy\.(dtype|ndarray|_?core\.multiarray\.(scalar|_reconstruct)|_?core\.numeric\._frombuffer)
     | numpy\.random\.(_pickle\.__\w+_ctor|bit_generator\.__pyx_unpickle_SeedSequence)
@@ -55,13 +55,13 @@ STATES = ("state_dict", "model", "model_state_dict", "state", "net", "network") 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # the first two pickles of the older layout
 REFUSED = {"EXT1", "EXT2", "EXT4", "PERSID", "NEXT_BUFFER", "READONLY_BUFFER"}  # opcodes torch.save never writes
 MAX_STEPS = 5_000_000  # opcodes; a checkpoint with its optimizer has tens of thousands
-MAX_BYTES = 2**28  # of one pickle; the tensors' numbers are not in it
+MAX_BYTES = 2**28  # of one pickle; tensor data are stored outside it
 MAX_TUPLES = 100_000  # 4 per tensor; the hash of a tuple that is nested deeper overflows the stack
 MAX_CLASSES, MAX_TENSORS, MAX_NAME = 10_000, 100_000, 500
 
 
 class Stub:
-    """A class or function named in the file. An object of it keeps its attributes and drops its items.
+    """A class or function named in the file. Its instances keep attributes and drop items.
 
     pickle makes objects without `__init__` (NEWOBJ), so `__init__` means a call (REDUCE, INST, OBJ).
     """
@@ -94,7 +94,7 @@ class Table(Known, dict):
 
 @dataclass(eq=False, repr=False)
 class Storage(Known):
-    """A block of numbers by its key in the file; `start` is where a view on it begins."""
+    """A block of numbers, identified by its key in the file. start: offset of a view."""
 
     key: str
     dtype: torch.dtype
@@ -103,7 +103,7 @@ class Storage(Known):
 
 @dataclass(eq=False, repr=False)
 class Cut(Known):
-    """A tensor: which numbers of a storage it has."""
+    """A tensor: the part of a storage that it uses."""
 
     storage: Storage
     start: int
@@ -122,7 +122,7 @@ def rebuild_tensor(cls: type, storage: Any, offset: Any, size: Any, stride: Any,
 
 
 def rebuild_table(cls: type, content: Any = None, *_: Any) -> dict:
-    """Pairs (Python 2) move over: one list named a million times must not become a million tables."""
+    """Moves pairs (Python 2) out of their list, so that a list with many references is copied only once."""
     if isinstance(content, dict):
         return content
     table = Table(content or ())
@@ -161,7 +161,7 @@ class Reader(pickle.Unpickler):
         self.sizes: dict[str, int] = {}
 
     def find_class(self, module: str, name: str) -> type[Stub]:
-        kind = ascii(f"{module}.{name}"[:200])[1:-1]  # fit for a message
+        kind = ascii(f"{module}.{name}"[:200])[1:-1]  # printable
         if kind not in self.stubs:
             if len(self.stubs) == MAX_CLASSES:
                 raise ValueError(f"more than {MAX_CLASSES} classes")
@@ -183,7 +183,7 @@ class Reader(pickle.Unpickler):
 
 
 def unpickle(file: Any) -> tuple[Any, dict[str, int]]:
-    """(object, bytes per number for each storage key) of the pickle at the file's position, which moves behind it."""
+    """Reads the pickle at the file's position: (object, bytes per number for each storage key)."""
     start = file.tell()
     tuples = 0
     for step, (opcode, value, position) in enumerate(pickletools.genops(file)):
@@ -191,7 +191,7 @@ def unpickle(file: Any) -> tuple[Any, dict[str, int]]:
         tuples += name.startswith("TUPLE")
         large = step == MAX_STEPS or tuples > MAX_TUPLES or position - start > MAX_BYTES
         if large or name in REFUSED or (name.endswith("PUT") and (value or 0) > MAX_STEPS):  # pickle's memo is a list
-            raise ValueError(f"opcode {name} at step {step}, too much for a file of weights")
+            raise ValueError(f"opcode {name} at step {step}, too large for a weights file")
     length = file.tell() - start
     file.seek(start)
     reader = Reader(file.read(length))
@@ -199,14 +199,14 @@ def unpickle(file: Any) -> tuple[Any, dict[str, int]]:
 
 
 def read_foreign(path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
-    """(tensors by name, names of everything else in the state dict) of a file that any torch.save wrote.
+    """(tensors by name, names of everything else in the state dict) of any file written by torch.save.
 
     `module.` and `_orig_mod.` are removed from the names. No code of the file runs and no class of it is imported.
     Raises MissingInput, InputError.
     """
     path = Path(path)
-    if not os.path.isfile(path):  # Path.is_file raises where a folder cannot be looked into
-        raise MissingInput(f"weights file {path} is not there (or is a folder)")
+    if not os.path.isfile(path):  # Path.is_file would raise for a folder without read permission
+        raise MissingInput(f"weights file {path} does not exist (or is a folder)")
     try:
         with open(path, "rb") as file:
             zipped = file.read(4) == b"PK\x03\x04"
@@ -248,7 +248,7 @@ def open_zip(file: Any, total: int) -> tuple[Any, Callable[[str], bytearray]]:
 
 
 def open_sequence(file: Any, total: int) -> tuple[Any, Callable[[str], bytearray]]:
-    """The same of the older layout: magic number, version, system, object and storage keys as pickles, then numbers."""
+    """The same for the older layout: magic number, version, system, object and storage keys as pickles, then data."""
     magic, version, system = (unpickle(file)[0] for _ in range(3))
     if magic != MAGIC or version != PROTOCOL or not system["little_endian"]:
         raise ValueError("not torch's magic number, version and byte order at the start")
@@ -271,7 +271,7 @@ def open_sequence(file: Any, total: int) -> tuple[Any, Callable[[str], bytearray
 
 
 def tensor(cut: Cut, fetch: Callable[[str], bytearray]) -> Tensor:
-    """A copy of the tensor's numbers. Raises ValueError where they are not inside the storage."""
+    """A copy of the tensor's numbers. Raises ValueError if they are not inside the storage."""
     count = math.prod(cut.size)
     if not count:
         return torch.empty(cut.size, dtype=cut.storage.dtype)
@@ -295,12 +295,12 @@ def state_entries(content: Any) -> dict[str, Any]:
         )
     named = {bare(str(k)): v for k, v in found[0].items() if isinstance(k, (str, int))}
     if odd := [k for k in named if len(k) > MAX_NAME or not k.isprintable()]:
-        raise ValueError(f"a name that no tensor has: {odd[0][:50]!a}")
+        raise ValueError(f"an invalid tensor name: {odd[0][:50]!a}")
     return named
 
 
 def find_entries(content: Any) -> dict[Any, Any] | None:
-    """Everything in a state dict, a checkpoint's or a model's; None without tensors."""
+    """The entries of a state dict, a checkpoint or a model; None if there are no tensors."""
     for _ in range(10):
         states = [content.get(k) for k in STATES] if isinstance(content, dict) else []
         content = next((state for state in states if isinstance(state, (dict, Stub))), content)
@@ -323,7 +323,7 @@ def bare(name: str) -> str:
 def module_entries(model: Stub) -> dict[str, Any]:
     """The state dict of a whole model: parameters and buffers of all its modules, by torch's names.
 
-    Modules that share modules multiply, so the number and length of the names is limited.
+    Shared modules can multiply the names, so their number and length are limited.
     """
     entries: dict[str, Any] = {}
     todo, seen = [("", model)], 0
@@ -332,7 +332,7 @@ def module_entries(model: Stub) -> dict[str, Any]:
         tables = [(module.state or {}).get(table, {}) for table in ("_parameters", "_buffers", "_modules")]
         seen += 1 + sum(map(len, tables))
         if seen > MAX_TENSORS or len(prefix) > MAX_NAME or any(len(k) > MAX_NAME for table in tables for k in table):
-            raise ValueError("too many modules or too long names")
+            raise ValueError("too many modules, or names that are too long")
         *own, children = [[(prefix + k, v) for k, v in table.items() if v is not None] for table in tables]
         for named in own:
             entries.update(named)

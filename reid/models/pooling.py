@@ -1,4 +1,4 @@
-"""The maxima of horizontal bands of a map, with a gradient that writes the map once."""
+"""The maxima of horizontal bands of a map, with a fast backward pass."""
 
 import torch
 from torch import Tensor
@@ -42,4 +42,4 @@ def band_maxima(x: Tensor, bands: int) -> Tensor:
     if x.requires_grad:
         return BandMaxima.apply(x, bands)
     cell = (x.shape[2] // bands, x.shape[3])
-    return F.max_pool2d(x, cell).squeeze(3).transpose(1, 2)  # exporters know this operation
+    return F.max_pool2d(x, cell).squeeze(3).transpose(1, 2)  # exporters support this operation

@@ -1,4 +1,4 @@
-"""The layout of the published model: its 723 tensor names and ours. Facts: docs/differences.md."""
+"""The layout of the published model: its 723 tensor names and ours. See docs/differences.md."""
 
 import re
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ def from_published(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[i
         if missing:
             raise InputError(
                 f"{len(missing)} tensors of the published layout with stripes {stripes} are "
-                f"missing, the first: {missing[0]}; the file is not a whole RRID model"
+                f"missing, the first: {missing[0]}; the file is not a complete RRID model"
             )
         return [left.pop(n + suffix) for n in names]
 
@@ -69,5 +69,5 @@ def from_published(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[i
         ours["classifiers.bias"] = torch.stack(take(classifiers, ".bias"))
         classes = ours["classifiers.bias"].shape[1]
     if left:
-        raise InputError(f"{len(left)} tensors are unknown to the published layout, the first: {next(iter(left))}")
+        raise InputError(f"{len(left)} tensors are not part of the published layout, the first: {next(iter(left))}")
     return ours, stripes, classes

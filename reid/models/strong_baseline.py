@@ -1,6 +1,6 @@
 """The strong baseline: Luo et al., Bag of Tricks and a Strong Baseline, CVPRW 2019 (arXiv 1903.07071).
 
-With the three configurations of PaddleClas. The triplet and center losses use the feature
+Supports the three configurations of PaddleClas. The triplet and center losses use the feature
 before the neck; the classifier and the test use the feature after it.
 """
 

@@ -17,7 +17,7 @@ def load_tensors(path: Path) -> dict[str, Any]:
     A digest in the file is checked. Raises MissingInput, InputError.
     """
     if not Path(path).is_file():
-        raise MissingInput(f"weights file {path} is not there (or is a folder)")
+        raise MissingInput(f"weights file {path} does not exist (or is a folder)")
     try:
         if is_safetensors(path):
             content = load_safetensors(path)
@@ -28,15 +28,15 @@ def load_tensors(path: Path) -> dict[str, Any]:
     except Exception as e:  # torch raises many types for damaged files and for foreign classes
         raise InputError(
             f"{path} cannot be read as weights ({type(e).__name__}): it is cut short, damaged, or "
-            "holds more than plain tensors; copy or make it again. A whole pickled model: "
+            "has more than plain tensors; copy or create it again. For a pickled model: "
             "python -m reid import"
         ) from e
     if not isinstance(content, dict) or not all(isinstance(k, str) for k in content):
         kind = type(content).__name__
-        raise InputError(f"{path} holds a {kind}, expected a state dict with names")
+        raise InputError(f"{path} is a {kind}, expected a state dict with names")
     expected = content.pop("digest", None)
     if "format" in content and expected is not None and expected != digest(content):
-        raise InputError(f"{path} is damaged: its content does not match its digest; copy or make it again")
+        raise InputError(f"{path} is damaged: its content does not match its digest; copy or create it again")
     return content
 
 
@@ -66,9 +66,9 @@ def save_safetensors(path: Path, content: dict[str, Any], about: dict[str, str])
     plain = {k: v for k, v in content.items() if k != "state"} | {"about": about}
     plain["digest"] = digest({**plain, "state": state})
     path.touch()
-    mode = path.stat().st_mode  # the library makes files that only their owner can read
+    mode = path.stat().st_mode  # the library creates files that only their owner can read
     try:
-        # one metadata entry, as the library writes several in a random order
+        # one metadata entry, because the library writes several in random order
         save_file(state, path, {"rrid": json.dumps(plain)})
     except SafetensorError as e:
         raise OSError(str(e)) from e
@@ -76,7 +76,7 @@ def save_safetensors(path: Path, content: dict[str, Any], about: dict[str, str])
 
 
 def save_tensors(path: Path, content: dict[str, Any]) -> None:
-    """torch.save that raises OSError where the disk is full; torch raises a RuntimeError."""
+    """torch.save that raises OSError instead of RuntimeError if the disk is full."""
     try:
         torch.save(content, path)
     except RuntimeError as e:
@@ -84,7 +84,7 @@ def save_tensors(path: Path, content: dict[str, Any]) -> None:
 
 
 def digest(content: Any) -> str:
-    """SHA-256 over tensors (type, shape, bytes) and plain values, however they are stored."""
+    """SHA-256 over tensors (type, shape, bytes) and plain values, independent of the file format."""
     h = hashlib.sha256()
 
     def add(value: Any) -> None:

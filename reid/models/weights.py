@@ -24,7 +24,7 @@ FORMAT = 1
 
 
 def load_model(path: str | Path) -> nn.Module:
-    """The model of a weights file, in eval mode, on the CPU; read_weights says which files."""
+    """The model of a weights file, in eval mode, on the CPU. See read_weights for the formats and errors."""
     model, _ = read_weights(path)
     return model
 
@@ -46,7 +46,7 @@ def read_weights(path: str | Path) -> tuple[nn.Module, Config]:
     else:
         first = ", ".join(map(str, list(content)[:3]))
         raise InputError(
-            f"{path} is neither weights of this project nor of the published layout; its first keys: {first}"
+            f"{path} has weights neither of this project nor of the published layout; its first keys: {first}"
         )
     model = build_model(config, classes)
     fill(model, state, path)
@@ -64,11 +64,11 @@ def check_format(content: dict[str, Any], path: str | Path) -> None:
     kinds = {"config": dict, "classes": int, "state": dict}
     wrong = [k for k, kind in kinds.items() if not isinstance(content[k], kind)]
     if wrong or content["classes"] < 0:
-        raise InputError(f"{path}: {(wrong or ['classes'])[0]} is not as format {FORMAT} has it; make the file again")
+        raise InputError(f"{path}: {(wrong or ['classes'])[0]} is not valid in format {FORMAT}; create the file again")
 
 
 def fill(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
-    """load_state_dict that reports tensors that do not fit in one line. Raises InputError."""
+    """load_state_dict with a one-line message for tensors that do not fit. Raises InputError."""
     own = model.state_dict()
     if other := [k for k, v in state.items() if not isinstance(v, Tensor)]:
         raise InputError(f"{path}: {other[0]} is not a tensor")
@@ -83,7 +83,7 @@ def fill(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
     if wrong := shapes + missing + unknown:
         raise InputError(
             f"{path} does not fit the model: {len(missing)} tensors missing, {len(unknown)} unknown, "
-            f"{len(shapes)} of another shape (the first: {wrong[0]}); is it of another "
+            f"{len(shapes)} of another shape (the first: {wrong[0]}); does it have another "
             "architecture or number of classes?"
         )
     model.load_state_dict(state, strict=False)
@@ -98,9 +98,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def save_checkpoint(path: Path, content: dict[str, Any], previous: Path | None = None) -> None:
-    """Writes content and its digest. `path` is replaced whole or not at all.
+    """Writes content and its digest. `path` is replaced atomically.
 
-    The file before it is kept as `previous`.
+    An existing file is kept as `previous`.
     """
     content = {"format": FORMAT, **content}
     with atomic_file(path) as temporary:
@@ -119,7 +119,7 @@ def save_weights(path: Path, content: dict[str, Any]) -> None:
 def read_any(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     """(tensors by name, names of the other entries) of another program's file.
 
-    Names lose the prefixes of DataParallel and torch.compile. Raises MissingInput, InputError,
+    The prefixes of DataParallel and torch.compile are removed. Raises MissingInput, InputError,
     also for a file in our format.
     """
     readable = os.path.isfile(path) and os.access(path, os.R_OK)
@@ -129,5 +129,5 @@ def read_any(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     else:
         state, other = read_foreign(path)
     if "format" in state or "E_p.weight" in state:
-        raise InputError(f"{path} has the format of this project already; use it with --weights, without import")
+        raise InputError(f"{path} already has the format of this project; use it with --weights")
     return state, other

@@ -1,1 +1,1 @@
-"""Report: results as tables, figures and one page that opens anywhere."""
+"""Report: results as tables, figures and one self-contained page."""

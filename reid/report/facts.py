@@ -43,7 +43,7 @@ def read_versions(run: Path) -> list[dict[str, Any]]:
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
-    """The rows of metrics.jsonl; the last line of a run at work may be incomplete and is left out."""
+    """The rows of metrics.jsonl; the last line of a running training may be incomplete and is left out."""
     path, rows = run / "metrics.jsonl", []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
@@ -54,7 +54,7 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
 
 
 def facts(result: Result, dataset: str, run: Path | None) -> Rows:
-    """What made a Result; run: the run folder of its weights, None where they are in none."""
+    """How a Result was made. run: the run folder of its weights, or None."""
     record, ranking = result.record, result.ranking
     split = f", split {record.split}" if record.split else ""
     size = f"{ranking.n_query:,} queries, {ranking.n_gallery:,} gallery images"
@@ -117,7 +117,7 @@ def training_time(run: Path, config: Config | None) -> Rows:
 
 
 def extraction(record: Record) -> str:
-    """As '384x128, bf16, with mirror images'; "" where nothing is known."""
+    """For example '384x128, bf16, with mirror images'; "" if nothing is known."""
     words = [f"{record.h}x{record.w}" if record.h else "", record.precision or ""]
     if record.flip is not None:
         words.append("with mirror images" if record.flip else "without mirror images")

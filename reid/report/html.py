@@ -1,4 +1,4 @@
-"""HTML of the report: one file that opens anywhere, without a server, network or framework."""
+"""HTML of the report: one self-contained file without a server, network or framework."""
 
 import base64
 import json

@@ -21,7 +21,7 @@ from reid.evaluation.results import Result
 from reid.report import slots
 
 RIGHT, WRONG, JUNK = 0, 1, 2
-MOST_QUERIES = 4000  # in a page; evenly spaced ones of more
+MOST_QUERIES = 4000  # in a page; if there are more, evenly spaced ones
 MANY_IMAGES = 24_000  # thumbnails are smaller from this number on
 STEPS = 255  # of a slot's share, relative to the largest share of its pair
 TINY = np.finfo(float).tiny

@@ -1,6 +1,6 @@
 """Finished runs as one table, in Markdown and CSV: means over seeds, with published numbers beside them.
 
-Runs that were scored with covered bands have a second table: what each loses when a band of the queries is covered.
+Runs that were scored with covered bands have a second table: the mAP that each loses if a band is covered.
 """
 
 import csv
@@ -48,7 +48,7 @@ class Scored:
 
     @property
     def model(self) -> Config:
-        """The configuration without its seed and without fields that change no number."""
+        """The configuration without its seed and without fields that do not affect results."""
         usual = Config()
         unimportant = {f: getattr(usual, f) for f in usual.to_json()["run"] if f != "profile"}
         return replace(self.config, **unimportant, seed=0)
@@ -60,7 +60,7 @@ class Scored:
 
 
 def read_runs(paths: Iterable[Path]) -> tuple[list[Scored], list[str]]:
-    """(a row for each result of each run under the paths, why other runs and results have none).
+    """(a row for each result of each run under the paths, why other runs and results are left out).
 
     A second run of the same configuration and seed is left out: it is not another seed. Raises MissingInput where
     there is no run at all.
@@ -70,7 +70,7 @@ def read_runs(paths: Iterable[Path]) -> tuple[list[Scored], list[str]]:
     for path in paths:
         folders = sorted({p.parent for p in path.rglob("config.json")}) if path.is_dir() else []
         if not folders:
-            raise MissingInput(f"{path} holds no run (a folder with config.json); give a run folder or one above it")
+            raise MissingInput(f"{path} has no run (a folder with config.json); give a run folder or one above it")
         for folder in folders:
             found, problems = read_run(folder)
             left_out += problems
@@ -179,7 +179,7 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def as_trained(row: Scored) -> Record:
-    """What goes without saying about a row's test."""
+    """The settings that a row's label omits: those of the training, and default scoring."""
     c, precision = row.config, row.record.precision
     return Record(split=c.split, h=c.h, w=c.w, flip=True, precision=precision, covered=0, scoring=USUAL)
 
@@ -211,7 +211,7 @@ def published_for(row: Scored) -> list:
 
 
 def changed_fields(configs: set[Config]) -> dict[Config, str]:
-    """What differs from profile and recipe, without what all have in common; the profile's name when nothing does."""
+    """The fields that differ from profile and recipe, except those common to all; the profile's name if none differ."""
     changes = {c: c.changes(profile(c.profile, c.model)) for c in configs}
     common = set.intersection(*(set(c.items()) for c in changes.values())) if len(changes) > 1 else set()
     names = {}
@@ -245,7 +245,7 @@ def as_cell(value: Any) -> str:
 
 def check_csv(path: Path) -> None:
     if path.suffix != ".csv" or path.is_dir():
-        raise InputError(f"--csv {path}: expected a file's name that ends in .csv")
+        raise InputError(f"--csv {path}: expected a file name ending in .csv")
 
 
 def write_csv(lines: list[Line], path: Path) -> None:

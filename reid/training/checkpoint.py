@@ -37,7 +37,7 @@ def check_content(content: dict[str, Any], folder: Path) -> None:
 
 
 def changed_settings(content: dict[str, Any], config: Config, precision: str, folder: Path) -> str:
-    """Settings that change numbers and differ from the checkpoint's, as 'lr 0.01 -> 0.002'; "" if none differ.
+    """Settings that affect results and differ from the checkpoint's, as 'lr 0.01 -> 0.002'; "" if none differ.
 
     precision: the resolved one. 'auto' can mean another precision on another device.
     """

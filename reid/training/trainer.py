@@ -35,7 +35,7 @@ from reid.versions import note_versions
 
 
 def train(config: Config) -> Path:
-    """Trains by the configuration, or continues the run of config.resume; returns the weights file.
+    """Trains with the configuration, or continues the run of config.resume; returns the weights file.
 
     Every process of a distributed training calls it. Raises InputError for bad input, CheckFailed if a gradient is
     not finite, Interrupted after a stop signal.
@@ -75,7 +75,7 @@ class Trainer:
 
         batches = epoch_batches(config, self.pids, 1)
         for size in {len(batch) for batch in batches}:
-            here.share(size)  # or InputError
+            here.share(size)  # raises InputError if it cannot be split
         self.steps_in_epoch = len(batches)
         self.total = total_steps(config, self.steps_in_epoch)
         self.step = 0  # steps done
@@ -106,7 +106,7 @@ class Trainer:
         return self.finish()
 
     def start(self) -> None:
-        """Loads the checkpoint or the pretrained weights, and logs what is trained on what."""
+        """Loads the checkpoint or the pretrained weights, and logs the start of the training."""
         c, say = self.config, self.run.say
         say(f"run folder {self.run.folder}")
         if not (c.resume and self.resume()):

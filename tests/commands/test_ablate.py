@@ -163,7 +163,7 @@ def test_table_of_runs(ablated, script):
         assert len(rows) == 3 and "unfinished" in left_out[0]
     finally:
         (folder / "w").rename(folder / "weights.pth")
-    with pytest.raises(MissingInput, match="holds no run"):
+    with pytest.raises(MissingInput, match="has no run"):
         read_runs([logs / "nothing"])
 
 
@@ -303,7 +303,7 @@ def test_stopped_cells_are_continued(small_run, tmp_path):
             time.sleep(0.05)
         stop_child(child)
         _, err = child.communicate(timeout=60)
-    assert child.returncode == 130 and "the same command continues" in err
+    assert child.returncode == 130 and "run the same command again" in err
     (folder,) = tmp_path.glob("tiny/*")
     assert (folder / "checkpoint.pth").is_file() and not (folder / "weights.pth").is_file()
     done = ablate(*flags)
@@ -316,7 +316,7 @@ def test_stopped_cells_are_continued(small_run, tmp_path):
 @pytest.mark.parametrize("flags, words", [
     (["--vary", "stripes=6", "--seeds", "0"], "--seeds 0 is too small"),
     (["--vary", "h=64", "--profile", "nope"], "error: --profile nope is unknown"),
-    (["--vary", "h=64", "--csv", "docs"], "--csv docs: expected a file's name"),
+    (["--vary", "h=64", "--csv", "docs"], "--csv docs: expected a file name"),
     (["--vary", "stripes=6", "--name", "x"], "--name is for a single run"),
     ([], "--vary"),
     (["--vary", "stripes=6", "--strips", "4"], "did you mean --stripes"),

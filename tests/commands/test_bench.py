@@ -28,7 +28,7 @@ ROWS = {
     "data": ["one image at a time", "decoded, 0 threads", "decoded, 2 threads", "from the cache"],
     "extract": ["plain, fp32, channels first", "torch, fp32", "onnx, fp32", "openvino, fp32"],
     "train": [
-        *("plain form, fp32", "RRID, fp32", "bare mobilenet_v2, fp32"),
+        *("plain, fp32", "RRID, fp32", "bare mobilenet_v2, fp32"),
         *("RRID, bf16", "bare mobilenet_v2, bf16", "plain heads", "batched heads"),
         *("data (augment, normalise)", "backbone", "heads and classifiers", "losses", "optimiser"),
     ],
@@ -103,11 +103,11 @@ def test_another_plain_loss_fails_the_benchmark(monkeypatch, capsys):
     monkeypatch.setattr("reid.bench.train.plain_loss", off_by_one(off_by_one(plain.plain_loss)))
     monkeypatch.setattr("reid.bench.train.PRECISIONS", ("fp32",))
     assert bench("train") == 1
-    assert "'RRID, fp32' and 'plain form, fp32' differ by" in capsys.readouterr().err
+    assert "'RRID, fp32' and 'plain, fp32' differ by" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flags, words", [
-    (["ranking", "--queries", "0"], "--queries 0 is too small; the least is 1"),
+    (["ranking", "--queries", "0"], "--queries 0 is too small; the minimum is 1"),
     (["train", "--batch_size", "4"], "two identities need at least 5 images"),
     (["nothing"], "invalid choice: 'nothing'"),
 ])  # fmt: skip

@@ -120,12 +120,12 @@ def test_summaries_of_other_settings_and_bands(evaluated, run):
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--split", 3], "splits.json has 3 entries, so --split 3 is not there; use 0 to 2, or all"),
-    (["--split", 0, 7], "splits.json has 3 entries, so --split 7 is not there"),
-    (["--split", "all", 1], "--split all 1: give numbers of entries of splits.json, each once, or all"),
-    (["--split", -1], "--split -1: give numbers"),
-    (["--split", 1, 1], "--split 1 1: give numbers"),
-    (["--split", "x"], "--split x: give numbers"),
+    (["--split", 3], "splits.json has 3 entries, so --split 3 does not exist; use 0 to 2, or all"),
+    (["--split", 0, 7], "splits.json has 3 entries, so --split 7 does not exist"),
+    (["--split", "all", 1], "--split all 1: give distinct numbers of entries of splits.json, or all"),
+    (["--split", -1], "--split -1: give distinct numbers"),
+    (["--split", 1, 1], "--split 1 1: give distinct numbers"),
+    (["--split", "x"], "--split x: give distinct numbers"),
 ])  # fmt: skip
 def test_splits_that_are_not_there(evaluated, run, flags, message):
     assert message in evaluated(*flags, code=2).stderr
@@ -147,7 +147,7 @@ def test_auto_of_another_device_is_not_reused(evaluated, run, monkeypatch, first
     for precision in (first, second):
         resolved(monkeypatch, precision)
         done = evaluated()
-    assert f"this one, with precision {second} instead of {first}, goes to" in done.stdout
+    assert f"this one, with precision {second} instead of {first}, is written to" in done.stdout
     places = [run / "eval-many", run / f"eval-many_precision-{second}"]
     assert [read_features(p / "features.h5").record.precision for p in places] == [first, second]
     assert [result(p)["record"]["precision"] for p in places] == [first, second]
@@ -179,7 +179,7 @@ def test_a_resumed_extraction_keeps_its_precision(evaluated, run, monkeypatch):
     monkeypatch.setattr(describe, "describe", original)
     resolved(monkeypatch, "tf32")
     done = evaluated("--batch_size", 8)
-    assert "eval-many holds another evaluation; this one, with precision tf32 instead of fp32" in done.stdout
+    assert "eval-many contains another evaluation; this one, with precision tf32 instead of fp32" in done.stdout
     assert read_features(run / "eval-many_precision-tf32" / "features.h5").record.precision == "tf32"
     assert partial.read_bytes() == before
     resolved(monkeypatch, "fp32")

@@ -53,7 +53,7 @@ def test_what_is_not_the_run_goes_elsewhere(straight, script, small_run, tmp_pat
     assert (record.h, record.w, record.precision) == (96, 32, "fp32")
     assert (run / "eval-tiny" / "result.json").read_bytes() == before
     done = script("evaluate.py", "--features", run / "eval-tiny" / "features.h5", "--occlude", 3)
-    assert done.returncode == 2 and "--occlude covers images" in done.stderr
+    assert done.returncode == 2 and "--occlude needs images" in done.stderr
 
 
 def test_features_of_images_that_were_replaced_are_made_anew(straight, script, tmp_path):

@@ -51,7 +51,7 @@ def test_extract_goes_on_after_a_signal(weights, images, tmp_path, script, monke
 
     monkeypatch.setitem(extract_file.__globals__, "describe", slow)
     done = run_reid(script, *flags, tmp_path / "cut.h5")
-    assert done.returncode == 130 and "the same command continues" in done.stderr and not (tmp_path / "cut.h5").exists()
+    assert done.returncode == 130 and "run the same command again" in done.stderr and not (tmp_path / "cut.h5").exists()
     assert run_reid(script, *flags, tmp_path / "cut.h5").returncode == 0
     assert sum(counted) == 12
     with h5py.File(tmp_path / "cut.h5") as cut, h5py.File(tmp_path / "straight.h5") as straight:
@@ -59,7 +59,7 @@ def test_extract_goes_on_after_a_signal(weights, images, tmp_path, script, monke
 
 
 def test_extract_sees_that_images_were_replaced(weights, images, tmp_path, script):
-    """The same names with other people in them, and a folder of the same names, are extracted anew."""
+    """The same names with other people in them, and a folder of the same names, are extracted again."""
     for folder, shift in (("a", 0), ("b", 3)):
         (tmp_path / folder).mkdir()
         for i in range(3):
@@ -124,10 +124,10 @@ def test_extract_refusals(weights, images, tmp_path, script):
         (weights, tmp_path / "no*.jpg", "f.h5", "no image there"),
         (weights, tmp_path / "bad.txt", "f.h5", "line 1"),
         (weights, images[0], "f.csv", ".h5 or .npz"),
-        (weights, images[0], "folder.h5", "a file's name"),
+        (weights, images[0], "folder.h5", "expected a file name"),
         (cut, images[0], "f.h5", "cut short"),
-        (other, images[0], "f.h5", "neither weights"),
-        (tmp_path / "none.pth", images[0], "f.h5", "not there"),
+        (other, images[0], "f.h5", "weights neither"),
+        (tmp_path / "none.pth", images[0], "f.h5", "does not exist"),
     ]
     for file, source, out, said in cases:
         done = run_reid(script, "extract", "--weights", file, "--images", source, "--out", tmp_path / out)
@@ -156,4 +156,4 @@ def test_extract_leaves_other_files_alone(weights, images, tmp_path, script):
     assert run_reid(script, "gallery", "create", g, "--weights", weights, "--images", *images[:3]).returncode == 0
     before = g.read_bytes()
     done = run_reid(script, "extract", "--weights", weights, "--images", *images[:2], "--out", g)
-    assert done.returncode == 2 and "is not a features file and is kept" in done.stderr and g.read_bytes() == before
+    assert done.returncode == 2 and "and is not replaced" in done.stderr and g.read_bytes() == before

@@ -66,7 +66,7 @@ def test_the_commands(weights, tiny, tmp_path, script, monkeypatch):
         assert refused.returncode == 2 and "another model" in refused.stderr
     assert run("remove", g, "--names", names[0], "nobody.jpg").returncode == 2
     done = run("remove", g, "--names", names[0], "--pids", 3, 4)
-    assert "9 removed" in done.stdout and "holds 15" in done.stdout
+    assert "9 removed" in done.stdout and "has 15 entries" in done.stdout
 
     (tmp_path / "bad.jpg").write_bytes(b"")
     for command, said in [
@@ -81,10 +81,10 @@ def test_the_commands(weights, tiny, tmp_path, script, monkeypatch):
         (["search", g, "--weights", weights, "--images", images[0], "--threshold", "-1"], "--threshold -1"),
         (["search", g, "--weights", weights, "--images", images[0], "--gpus", "-3"], "--gpus"),
         (["remove", g, "--pids", "-1"], "--pids -1"),
-        (["create", g, "--weights", weights, "--images", images[0]], "already there"),
+        (["create", g, "--weights", weights, "--images", images[0]], "already exists"),
         (["create", tmp_path / "h.h5", "--weights", weights], "either"),
         (["add", g, "--features", weights], "not a features.h5"),
-        (["info", tmp_path / "none.h5"], "not there"),
+        (["info", tmp_path / "none.h5"], "does not exist"),
         (["remove", g], "--names"),
     ]:
         refused = run(*command)

@@ -109,9 +109,9 @@ def test_published_weights_in_every_form(form, ours, tmp_path, script, monkeypat
         if not name.endswith("num_batches_tracked"):
             assert torch.equal(value, ours.state_dict()[name]), name
     again = run_import(script, tmp_path / "theirs.pth", tmp_path)
-    assert again.returncode == 2 and "already there" in again.stderr
+    assert again.returncode == 2 and "already exists" in again.stderr
     itself = script("reid/__main__.py", "import", tmp_path / "out.pth", tmp_path / "out.pth", "--overwrite")
-    assert itself.returncode == 2 and "the file that is read" in itself.stderr
+    assert itself.returncode == 2 and "the input file" in itself.stderr
     incomplete = {k: v for k, v in state.items() if k != "rest_3_conv_list.1.0.weight"}
     torch.save(incomplete, tmp_path / "theirs.pth")
     done = run_import(script, tmp_path / "theirs.pth", tmp_path, "--overwrite")

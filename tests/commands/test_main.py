@@ -94,7 +94,7 @@ def test_done_exits_with_0_and_a_failed_check_with_1(tmp_path, capsys):
 
 @pytest.mark.parametrize("error, code, said", [
     (InputError("x is 3; use 4"), 2, "error: x is 3; use 4"),
-    (MissingInput("x is not there"), 2, "error: x is not there"),
+    (MissingInput("x does not exist"), 2, "error: x does not exist"),
     (PermissionError(13, "Permission denied", "x"), 2, "error: [Errno 13] Permission denied: 'x'"),
     (CheckFailed("x and y differ"), 1, "error: x and y differ"),
     (Interrupted("stopped after step 3"), 130, "stopped after step 3"),

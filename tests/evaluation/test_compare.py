@@ -85,14 +85,14 @@ def test_refused(results, capsys, tmp_path):
         ("no match", "has no query with a match"),
         ("empty", "is not a queries.csv"),
         ("bytes", "is not a queries.csv"),
-        ("absent", "is not there; evaluate.py writes it beside result.json"),
+        ("absent", "does not exist; evaluate.py writes it beside result.json"),
     ):
         code, text = compare(capsys, results / "plain", tmp_path / f"{name}.csv")
         assert code == 2 and message in text, name
     record = Record(fingerprint="1", scoring=Scoring()).to_json()
     older = {"conventions": {"ap": "step"}, "dataset": "1"}
     for name, content, message in (
-        ("other", json.dumps({"record": record}), "are of two datasets"),
+        ("other", json.dumps({"record": record}), "are of different datasets"),
         ("cut", '{"record": {', "is damaged (JSONDecodeError"),
         ("list", "[]", "is damaged (AttributeError"),
         ("older", json.dumps(older), "was made by an older version, which kept no record; evaluate again"),
@@ -106,11 +106,11 @@ def test_refused(results, capsys, tmp_path):
         code, text = compare(capsys, tmp_path / name / "a", tmp_path / name / "b")
         assert code == 2 and message in text, name
     code, text = compare(capsys, results / "plain", results / "trapezoid")
-    assert code == 2 and "--ap step" in text and "evaluate both alike" in text
+    assert code == 2 and "--ap step" in text and "evaluate both with the same --ap" in text
 
 
 def test_queries_of_one_only_are_left_out(results, capsys, tmp_path):
     lines = (results / "plain" / "queries.csv").read_text(encoding="utf-8").splitlines()
     (tmp_path / "fewer.csv").write_text("\n".join(lines[:-3]), encoding="utf-8")
     code, text = compare(capsys, results / "plain", tmp_path / "fewer.csv")
-    assert code == 0 and "77 queries" in text and "3 in one only left out" in text
+    assert code == 0 and "77 queries" in text and "3 found in only one left out" in text

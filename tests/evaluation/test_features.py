@@ -123,7 +123,7 @@ def test_other_settings_start_anew_and_are_logged(tmp_path, caplog, change, reas
     features = to_file(path, model, **change)
     assert model.images == (1 if "flip" in change else 2) * COUNT
     assert features.record == replace(RECORD, **change)
-    assert f"is of other settings ({reason}); the features are extracted anew" in caplog.text
+    assert f"has other settings ({reason}); the features are extracted again" in caplog.text
 
 
 def test_other_images_or_damage_start_anew(tmp_path, caplog):
@@ -152,7 +152,7 @@ def test_signal_ends_after_the_batch(tmp_path, number):
                 os.kill(os.getpid(), number)
             yield batch
 
-    with pytest.raises(Interrupted, match="stopped after 24 of 50 images; the same command continues"):
+    with pytest.raises(Interrupted, match="stopped after 24 of 50 images; run the same command again"):
         to_file(tmp_path / "features.h5", batches=load_and_signal)
     model = Slots()
     to_file(tmp_path / "features.h5", model)
@@ -202,7 +202,7 @@ def test_bad_models_and_missing_images(tmp_path):
         model.factor = factor
         with pytest.raises(InputError, match="not finite, or all zero"):
             to_file(tmp_path / "features.h5", model)
-    with pytest.raises(InputError, match="50 images to extract, but only 42 came"):
+    with pytest.raises(InputError, match="expected 50 images, but got only 42"):
         to_file(tmp_path / "features.h5", batches=lambda start: list(load(start))[1:])
 
 
@@ -259,9 +259,9 @@ BROKEN = {
     "width": ({"query_features": np.zeros((6, 4), "f4")}, "query features are 4 wide, gallery features 5"),
     "count": ({"query_pids": np.arange(5)}, r"6 query features, but pids of shape \(5,\)"),
     "cameras": ({"gallery_camids": np.arange(5)}, r"20 gallery features, but camids of shape \(5,\)"),
-    "NaN": ({"gallery_features": np.full((20, 5), np.nan)}, "gallery feature row 0 has NaN or infinite"),
-    "infinite": ({"query_features": np.full((6, 5), np.inf)}, "query feature row 0 has NaN or infinite"),
-    "beyond float32": ({"query_features": np.full((6, 5), 1e300)}, "query feature row 0 has NaN or infinite"),
+    "NaN": ({"gallery_features": np.full((20, 5), np.nan)}, "gallery feature row 0 has NaN, infinite"),
+    "infinite": ({"query_features": np.full((6, 5), np.inf)}, "query feature row 0 has NaN, infinite"),
+    "beyond float32": ({"query_features": np.full((6, 5), 1e300)}, "query feature row 0 has NaN, infinite"),
     "flat": ({"query_features": np.zeros(6)}, r"query features have shape \(6,\)"),
     "text": ({"query_features": np.full((6, 5), "x")}, "query features have shape .* and type"),
     "absent": ({"query_features": None}, "query_features is not"),
@@ -292,7 +292,7 @@ def test_files_cut_short(tmp_path, kind, keep):
 
 
 def test_other_files(tmp_path):
-    with pytest.raises(MissingInput, match=r"none\.h5 is not there"):
+    with pytest.raises(MissingInput, match=r"none\.h5 does not exist"):
         read_features(tmp_path / "none.h5")
     for name in ("features.pkl", "features"):
         with pytest.raises(InputError, match=r"type .*; expected a features file \.h5, \.npz, \.mat"):

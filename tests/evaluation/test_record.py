@@ -77,10 +77,10 @@ def test_the_digest_does_not_change():
     ({"flip": 1}, "its record has flip 1"),
     ({"h": 384.0}, "its record has h 384.0"),
     ({"precision": "auto"}, "--precision auto is unknown; choose from fp32, tf32, bf16"),
-    ({"more": 1}, "a record has dataset, split"),
-    ({"scoring": {}}, "a record has ap, cmc, metric"),
+    ({"more": 1}, "expected a record with dataset, split"),
+    ({"scoring": {}}, "expected a record with ap, cmc, metric"),
     ({"scoring": SCORINGS | {"ap": "11 points"}}, "--ap 11 points is unknown"),
-    ({"scoring": []}, "but this has list"),
+    ({"scoring": []}, "but found list"),
 ])  # fmt: skip
 def test_damaged_records_are_refused(tmp_path, change, message):
     path = tmp_path / "result.json"
@@ -95,13 +95,13 @@ def test_files_without_a_record(tmp_path):
     for text, message in (
         ('{"map": 1}', "made by an older version, which kept no record; evaluate again"),
         ("[]", "is damaged"),
-        ('{"record": {"dataset": "a"}}', "a record has dataset, split"),
+        ('{"record": {"dataset": "a"}}', "expected a record with dataset, split"),
         ("{", "is damaged"),
     ):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(InputError, match=message):
             read_record(path)
-    with pytest.raises(MissingInput, match="is not there"):
+    with pytest.raises(MissingInput, match="does not exist"):
         read_record(tmp_path / "none.json")
     with h5py.File(tmp_path / "features.h5", "w") as f:
         f.attrs["weights"] = "w"
@@ -168,7 +168,7 @@ def test_two_records_never_share_a_folder(tmp_path, caplog, name):
         "eval-a_occlude-2",
     ]
     assert [folder_for(base, record, RECORD) for record in records] == places
-    said = f"{base} holds another evaluation; this one, with dataset cuhk03 instead of market1501, goes to"
+    said = f"{base} contains another evaluation; this one, with dataset cuhk03 instead of market1501, is written to"
     assert said in caplog.text
 
 

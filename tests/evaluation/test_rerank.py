@@ -83,7 +83,7 @@ def test_query_expansion_keeps_the_length_of_features():
 
 def test_bad_input():
     few = np.eye(10, dtype=np.float32)
-    with pytest.raises(InputError, match="looks at 20 neighbours, but there are only 20 images"):
+    with pytest.raises(InputError, match="needs 20 neighbours, but there are only 20 images"):
         next(reciprocal_blocks(few, few))
     with pytest.raises(InputError, match="--query_expansion 11: give 1 to 10"):
         expand_queries(few, few, 11)

@@ -103,7 +103,7 @@ def test_unsound_entries_are_refused_whole(tmp_path):
         assert gallery.path.read_bytes() == before
     with pytest.raises(InputError, match="queries"):
         gallery.search(entries(2, width=9).features, 3)
-    with pytest.raises(InputError, match="already there"):
+    with pytest.raises(InputError, match="already exists"):
         Gallery.create(gallery.path, MARK, entries(2))
 
 

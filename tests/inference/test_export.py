@@ -122,7 +122,7 @@ def test_half_to_hand_on(model, form, images, tmp_path, script):
     got, expected = plain(out, images[:4]), plain(weights, images[:4])
     assert 0 < abs(got - expected).max() < 1e-3
     again = run_reid(script, "export", "--weights", out, "--format", form, "--out", out, "--overwrite")
-    assert again.returncode == 2 and "the file that is read" in again.stderr
+    assert again.returncode == 2 and "the input file" in again.stderr
 
 
 def test_export_refusals(weights, tmp_path, script):
@@ -149,4 +149,4 @@ def test_export_of_weights_that_are_not_there(tmp_path, script):
     done = run_reid(
         script, "export", "--weights", tmp_path / "none.pth", "--format", "pth", "--out", out, "--overwrite"
     )
-    assert done.returncode == 2 and "none.pth is not there" in done.stderr
+    assert done.returncode == 2 and "none.pth does not exist" in done.stderr

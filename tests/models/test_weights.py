@@ -42,10 +42,10 @@ def test_failed_save_keeps_the_last_good_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("what, words", [
-    (lambda p: torch.save({"a": torch.ones(1)}, p), "neither weights of this project nor"),
+    (lambda p: torch.save({"a": torch.ones(1)}, p), "has weights neither of this project nor"),
     (lambda p: p.write_bytes(b""), "cannot be read as weights"),
     (lambda p: p.write_text("<html>", encoding="utf-8"), "cannot be read as weights"),
-    (lambda p: torch.save([1, 2], p), "holds a list"),
+    (lambda p: torch.save([1, 2], p), "is a list"),
     (lambda p: torch.save({"format": 9}, p), "format 9"),
     (lambda p: torch.save({"a": np.random.default_rng}, p), "cannot be read as weights"),
 ])  # fmt: skip
@@ -64,5 +64,5 @@ def test_weights_of_another_architecture_or_class_count(tmp_path):
         torch.save({**content, **change}, tmp_path / "weights.pth")
         with pytest.raises(InputError, match="does not fit the model"):
             load_model(tmp_path / "weights.pth")
-    with pytest.raises(MissingInput, match="is not there"):
+    with pytest.raises(MissingInput, match="does not exist"):
         load_model(Path("gone.pth"))

@@ -85,7 +85,7 @@ def test_existing_runs_are_kept(straight, script, small_run):
     before = (folder / "weights.pth").read_bytes()
     flags = [*small_run, "--max_steps", 1, "--exp_dir", folder.parent.parent, "--name", "straight"]
     done = script("train.py", *flags)
-    assert done.returncode == 0 and f"this run goes to {folder}-2" in done.stdout
+    assert done.returncode == 0 and f"this run is written to {folder}-2" in done.stdout
     assert (folder / "weights.pth").read_bytes() == before
     assert is_run(folder.with_name("straight-2"))
     done = script("train.py", *flags, "--resume")

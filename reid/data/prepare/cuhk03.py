@@ -1,6 +1,6 @@
 """CUHK03, with the 767/700 protocol or the 20 classic splits.
 
-list[ImageRow] are inside cuhk-03.mat (MATLAB v7.3). CUHK03-NP has the folders of Market-1501.
+The images are inside cuhk-03.mat (MATLAB v7.3). CUHK03-NP has the folders of Market-1501.
 """
 
 from collections.abc import Iterator

@@ -86,7 +86,7 @@ def move(temporary: Path, folder: Path) -> None:
 
 
 def remove_stale(folder: Path) -> None:
-    """Removes what killed processes left more than a day ago."""
+    """Removes temporary folders that killed processes left more than a day ago."""
     for stale in folder.parent.glob(f".{folder.name}.partial-*"):
         if time.time() - stale.stat().st_mtime > 86_400:
             shutil.rmtree(stale, ignore_errors=True)
