@@ -112,7 +112,7 @@ class Config:
         ("auto", *PRECISIONS),
         scripts=ALL,
     )
-    ghost_batch: int = in_training(0, "share batch-norm statistics among N images (0: the whole batch)")
+    ghost_batch: int = in_training(0, "compute batch-norm statistics over N images (0: the whole batch)")
     compile: bool = in_training(False, "compile the backbone with torch.compile", scripts=("train",))
     seed: int = in_training(0, "seed weights, batches and augmentation")
     eval_every: int = in_training(5, "validate every N epochs with --train_set train (0: never, keep the last weights)")

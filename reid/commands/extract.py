@@ -44,8 +44,8 @@ def main(arguments) -> int:
 
 
 def open_extractor(arguments, count: int) -> Extractor:
-    """The Extractor of the typed flags, ready on its device. count: how many images will come."""
-    config = Config(batch_sample=1, **given_flags(arguments))  # K belongs to trainings
+    """The Extractor that the flags select, on its device, for `count` images."""
+    config = Config(batch_sample=1, **given_flags(arguments))  # K is used only in training
     if len(config.gpus) > 1:
         raise InputError(f"--gpus {' '.join(map(str, config.gpus))}: this command uses one GPU; give one id")
     hardware = find_hardware(config.device, config.gpus)

@@ -97,7 +97,7 @@ def score_weights(request: Request) -> None:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Weights that are scored. trained: the configuration of their training. wanted: how their model is to run."""
+    """Weights to score. trained: the configuration of their training. wanted: how their model is to run."""
 
     weights: Path
     model: nn.Module
@@ -108,7 +108,7 @@ class Evaluation:
     opened: dict[str, Extraction] = field(default_factory=dict)  # by the name of their engine
 
     def usual(self, count: int) -> Record:
-        """What a folder's name leaves out for `count` images: the settings of the weights, and default scoring."""
+        """The settings that a folder name omits: those of the training and for `count` images, and default scoring."""
         own = self.trained.for_evaluation()
         precision = resolve_precision(own.precision, self.wanted.device)
         engine = resolve_engine(replace(self.wanted, engine="auto", precision=precision, count=count))
@@ -138,7 +138,7 @@ class Evaluation:
         )
 
     def score_dataset(self, name: str, wanted: tuple[int, ...] | None) -> None:
-        """Scores the wanted splits of a dataset; of several also their mean."""
+        """Scores the wanted splits of a dataset, and the mean of several."""
         first, numbers = self.here.first, self.splits_of(name, wanted)
         base = evaluation_folder(self.weights, self.config.exp_dir, name)
         with locked(base) if first else nullcontext():  # only one process at a time chooses folders

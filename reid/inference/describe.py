@@ -70,7 +70,7 @@ def extract_file(
         "subset": [name for name, side in images.items() for _ in side],
     }
     writer = FeaturesWriter(path, record, labels)
-    with locked(path) if first else nullcontext():  # the second of two equal commands finds the work done
+    with locked(path) if first else nullcontext():  # a second identical command waits and finds the work done
         done = from_first(writer.count_done() if first else 0, engine.device)
         batches = load(done) if done < total else ()
         with progress(total, done) as bar, signals_noted() as received:
@@ -81,7 +81,7 @@ def extract_file(
                 done += len(features)
                 bar.update(len(features))
                 if from_first(len(received), engine.device):
-                    raise Interrupted(f"stopped after {done} of {total} images; the same command continues")
+                    raise Interrupted(f"stopped after {done} of {total} images; run the same command again to continue")
         if done != total:
             raise InputError(f"expected {total} images, but got only {done}")
         if first:

@@ -31,7 +31,7 @@ class Descriptor(nn.Module):
 
 
 def as_input(pixels: np.ndarray, inputs: str) -> np.ndarray:
-    """uint8 (N, H, W, 3) as the exported file takes it."""
+    """uint8 (N, H, W, 3) converted to the input of the exported file."""
     if inputs == "nhwc":
         return pixels
     planes = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
