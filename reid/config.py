@@ -69,6 +69,7 @@ class Config:
     erasing_probability: float = in_data(0.5, "erase in this fraction of the images (published: (1 + p) / 2)")
     erasing_area: float = in_data(0.2, "erase at most this fraction of an image", minimum=0.02)
     erasing_fill: str = in_data("random", "fill the patch with this colour", ("random", "mean"))
+    threads: int = in_run(0, "compute on this number of CPU threads (0: one per core)", scripts=ALL)
     num_workers: int = in_run(4, "decode images in this number of threads", scripts=ALL)
     cache: str = in_run("auto", "keep decoded training images here", ("auto", "none", "ram", "gpu"))
 

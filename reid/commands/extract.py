@@ -49,7 +49,7 @@ def open_extractor(arguments, count: int) -> Extractor:
     if len(config.gpus) > 1:
         raise InputError(f"--gpus {' '.join(map(str, config.gpus))}: this command uses one GPU; give one id")
     hardware = find_hardware(config.device, config.gpus)
-    precision = set_up(hardware, config.precision)
+    precision = set_up(hardware, config.precision, config.threads)
     return Extractor(
         config.pretrained_weights_dir,
         hardware.device,

@@ -34,7 +34,7 @@ def score_file(request: Request) -> None:
     """Scores a features file. Saves the result beside a features.h5, for other files in exp_dir/features/."""
     config = request.config
     hardware = find_hardware(config.device, config.gpus, warn=False)
-    set_up(hardware, "fp32")
+    set_up(hardware, "fp32", config.threads)
     path = Path(config.features)
     features = read_features(path)
     folder = path.parent if path.name == "features.h5" else Path(config.exp_dir, "features", path.stem)
@@ -87,7 +87,7 @@ def score_weights(request: Request) -> None:
     config = from_flags(request.given, trained.for_evaluation())
     check_height(config.h, config.stripes)
     hardware = find_hardware(config.device, config.gpus)
-    precision = set_up(hardware, config.precision)
+    precision = set_up(hardware, config.precision, config.threads)
     with connected(hardware.device) as here:
         wanted = Wanted(config.engine, precision, device=hardware.device, sha256=sha256(weights))
         evaluation = Evaluation(weights, model, trained, config, wanted, here)
