@@ -16,6 +16,7 @@ from reid.variants import CHOICES, MODELS, check_model
 
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 PRECISIONS = ("fp32", "tf32", "bf16")
+ENGINES = ("auto", "torch", "onnx", "openvino", "plain")
 
 # commands that share a flag
 BOTH = ("train", "evaluate")
@@ -68,6 +69,7 @@ class Config:
     erasing_probability: float = in_data(0.5, "erase in this fraction of the images (published: (1 + p) / 2)")
     erasing_area: float = in_data(0.2, "erase at most this fraction of an image", minimum=0.02)
     erasing_fill: str = in_data("random", "fill the patch with this colour", ("random", "mean"))
+    threads: int = in_run(0, "compute on this number of CPU threads (0: one per core)", scripts=ALL)
     num_workers: int = in_run(4, "decode images in this number of threads", scripts=ALL)
     cache: str = in_run("auto", "keep decoded training images here", ("auto", "none", "ram", "gpu"))
 
@@ -114,7 +116,7 @@ class Config:
         scripts=ALL,
     )
     ghost_batch: int = in_training(0, "compute batch-norm statistics over N images (0: the whole batch)")
-    compile: bool = in_training(False, "compile the backbone with torch.compile", scripts=("train", *INFERENCE))
+    compile: bool = in_training(False, "compile the backbone with torch.compile", scripts=("train",))
     seed: int = in_training(0, "seed weights, batches and augmentation")
     eval_every: int = in_training(5, "validate every N epochs with --train_set train (0: never, keep the last weights)")
     # written by a finished run that is trained longer
@@ -123,6 +125,12 @@ class Config:
 
     ap: str = in_evaluation("step", "compute the average precision this way", ("step", "trapezoid"))
     cmc: str = in_evaluation("market1501", "use this definition of CMC", ("market1501", "allshots", "cuhk03"))
+    engine: str = in_evaluation(
+        "auto",
+        "run the model with this engine (auto: from 2,000 images on OpenVINO or ONNX Runtime if installed, else torch)",
+        ENGINES,
+        scripts=("evaluate", *INFERENCE),
+    )
     metric: str = in_evaluation("euclidean", "rank by this distance", ("euclidean", "cosine"))
     rerank: bool = in_evaluation(False, "re-rank with k-reciprocal neighbours")
     query_expansion: int = in_evaluation(0, "replace each query by its mean with its N nearest gallery images")

@@ -5,8 +5,10 @@ A command calls `find_hardware` once. Only `set_up` changes the process-wide set
 
 import ctypes
 import logging
+import os
 from dataclasses import dataclass
 
+import psutil
 import torch
 
 from reid.config import DEVICES, PRECISIONS
@@ -15,6 +17,7 @@ from reid.processes import world
 
 logger = logging.getLogger(__name__)
 
+BUSY = 80  # per cent of all cores
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 
 
@@ -125,7 +128,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return precision
 
 
-def set_up(hardware: Hardware, precision: str = "auto") -> str:
+def set_up(hardware: Hardware, precision: str = "auto", threads: int = 0) -> str:
     """Changes process-wide settings at the start of a command; returns the resolved precision.
 
     Selects the device, keeps freed memory (CPU), makes cuDNN deterministic, sets the precision of float32 products,
@@ -133,6 +136,7 @@ def set_up(hardware: Hardware, precision: str = "auto") -> str:
     """
     device = hardware.device
     resolved = resolve_precision(precision, device)
+    set_threads(threads, device)
     if device.type == "cpu":
         keep_memory()
     elif device.index is not None:
@@ -147,6 +151,24 @@ def set_up(hardware: Hardware, precision: str = "auto") -> str:
         if precision == "bf16" and not hardware.native_bf16:
             logger.warning("this device has no bf16 instructions; bf16 is emulated and may be slower than fp32")
     return resolved
+
+
+def set_threads(threads: int, device: torch.device) -> None:
+    """Sets the number of CPU threads; 0 leaves PyTorch's own, one per core or $OMP_NUM_THREADS.
+
+    Warns on a busy machine if nobody chose a number: two processes with a thread per core each
+    are many times slower than two with half of the cores each.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    elif device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ and world().size == 1:
+        busy = psutil.cpu_percent(interval=0.1)
+        if busy > BUSY:
+            half = max(1, torch.get_num_threads() // 2)
+            logger.warning(
+                f"other processes use {busy:.0f} % of the CPU; threads that share cores slow each other down, "
+                f"so give each process a part of them, as with --threads {half}"
+            )
 
 
 def keep_memory() -> None:

@@ -24,9 +24,9 @@ from reid.models import build_model
 from reid.models.weights import load_checkpoint, read_weights, save_weights
 
 ROOT = Path(__file__).resolve().parent.parent
-if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; with more threads they starve each other
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    torch.set_num_threads(1)
+# workers of pytest-xdist share the cores; a chosen number also keeps commands from warning of a busy machine
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else str(os.cpu_count()))
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by -m

@@ -8,7 +8,7 @@ import torch
 from reid import device as module
 from reid.config import Config
 from reid.data.loader import ImageStore
-from reid.device import Hardware, autocast, find_hardware, process_count, resolve_precision, set_up
+from reid.device import Hardware, autocast, find_hardware, process_count, resolve_precision, set_threads, set_up
 from reid.errors import InputError
 
 CPU = torch.device("cpu")
@@ -231,3 +231,22 @@ def test_other_c_libraries_have_no_mallopt(monkeypatch, error):
 
     monkeypatch.setattr(module.ctypes, "CDLL", refuse)
     module.keep_memory()
+
+
+@pytest.mark.parametrize("threads, busy, variable, warned", [
+    (0, 95, None, True),
+    (0, 40, None, False),
+    (1, 95, None, False),
+    (0, 95, "2", False),
+])  # fmt: skip
+def test_a_busy_machine_is_reported_if_nobody_chose_threads(monkeypatch, caplog, threads, busy, variable, warned):
+    monkeypatch.setattr("psutil.cpu_percent", lambda interval: float(busy))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    before = torch.get_num_threads()
+    set_threads(threads, torch.device("cpu"))
+    assert torch.get_num_threads() == (threads or before)
+    torch.set_num_threads(before)
+    assert ("other processes use 95 % of the CPU" in caplog.text) == warned
+    assert ("--threads" in caplog.text) == warned

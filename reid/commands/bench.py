@@ -31,9 +31,7 @@ SUBJECTS = {
         ("backbone", "gpus", "device", "compile", "no_plain"),
     ),
     "extract": Subject(
-        "extract descriptors in each precision, with and without the Extractor",
-        STEP,
-        ("backbone", "gpus", "device", "compile"),
+        "extract descriptors with each engine and precision", STEP, ("backbone", "gpus", "device", "weights")
     ),
     "gallery": Subject(
         "search a large gallery and add to it",
@@ -69,6 +67,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "alone": {"action": "store_true", "help": "run only our implementation, for sizes that exceed the memory"},
     "no_plain": {"action": "store_true", "help": "skip the plain implementation"},
     "compile": {"action": "store_true", "help": "also measure torch.compile of the backbone"},
+    "weights": {"default": "", "metavar": "FILE", "help": "measure this model (default: one with random weights)"},
     "dtype": {
         "choices": ("float32", "float16"),
         "default": "float32",

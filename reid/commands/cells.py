@@ -6,6 +6,7 @@ fails does not stop the others.
 
 import itertools
 import json
+import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -141,7 +142,7 @@ def run_cells(cells: list[Cell], jobs: int) -> list[Failed]:
     Raises Interrupted after a signal, once the running cells have saved their work.
     """
     failed: list[Failed] = []
-    children = Children(quiet=jobs > 1)
+    children = Children(quiet=jobs > 1, threads=threads_of(jobs))
 
     def work(cell: Cell) -> None:
         try:
@@ -169,6 +170,13 @@ def run_cells(cells: list[Cell], jobs: int) -> list[Failed]:
     if children.stopped:
         raise Interrupted("stopped; run the same command again to continue every cell")
     return failed
+
+
+def threads_of(jobs: int) -> int:
+    """CPU threads of each of several jobs, their share of the cores; 0 for one job, or if $OMP_NUM_THREADS is set."""
+    if jobs == 1 or "OMP_NUM_THREADS" in os.environ:
+        return 0
+    return max(1, (os.cpu_count() or 1) // jobs)
 
 
 def work_place(cell: Cell) -> Path:

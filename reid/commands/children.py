@@ -1,5 +1,6 @@
 """Commands of this project as child processes."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -12,8 +13,10 @@ from reid.signals import child_options, stop_child
 class Children:
     """Runs commands in child processes, from several threads at once, and stops them together."""
 
-    def __init__(self, quiet: bool):
-        self.quiet = quiet  # do not show the children's messages
+    def __init__(self, quiet: bool, threads: int = 0):
+        """quiet: do not show the children's messages. threads: CPU threads of each; 0 leaves the default."""
+        self.quiet = quiet
+        self.environment = {**os.environ, "OMP_NUM_THREADS": str(threads)} if threads else None
         self.stopped = False
         self.running: set[subprocess.Popen] = set()
         self.lock = threading.Lock()
@@ -27,7 +30,8 @@ class Children:
         with self.lock:  # so that `stop` finds every child
             if self.stopped:
                 return 0, ""
-            child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **child_options())
+            options = child_options() | {"env": self.environment}
+            child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **options)
             self.running.add(child)
         with child:
             message = self.read_messages(child)

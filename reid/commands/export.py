@@ -14,19 +14,8 @@ from reid.data.images import find_images
 from reid.data.loader import decode
 from reid.errors import CheckFailed, InputError
 from reid.files import atomic_file, sha256, writing
-from reid.inference.export import (
-    HALF_TOLERANCE,
-    INPUTS,
-    NEEDS,
-    SLACK,
-    TOLERANCE,
-    demo_pixels,
-    export_onnx,
-    parity,
-    reference,
-    run_onnx,
-    write_plain,
-)
+from reid.inference.export import HALF_TOLERANCE, NEEDS, SLACK, TOLERANCE, demo_pixels, parity, reference, write_plain
+from reid.inference.onnx_file import INPUTS, export_onnx, run_onnx
 from reid.models.weights import read_weights
 from reid.versions import commit, installed
 

@@ -16,7 +16,8 @@ from reid.evaluation.features import common_folder, short_names
 from reid.evaluation.record import Record
 from reid.evaluation.store import is_features, read_h5
 from reid.files import atomic_file, writing
-from reid.inference.describe import extract_file
+from reid.inference.describe import extract_file, with_bands
+from reid.inference.engines import Wanted, resolve_engine
 from reid.inference.extractor import Extractor
 
 
@@ -33,7 +34,7 @@ def main(arguments) -> int:
     if out.suffix == ".h5" and out.exists() and not is_features(out):
         raise InputError(f"--out {out}: this file is not a features file and is not replaced; give another name")
     images, labels = list_images(arguments.images)
-    extractor = open_extractor(arguments)
+    extractor = open_extractor(arguments, len(images))
     found = read_images(images, extractor.size, extractor.num_workers, extractor.device, arguments.skip_bad)
     with writing(out):
         if out.suffix == ".h5":
@@ -44,18 +45,18 @@ def main(arguments) -> int:
     return 0
 
 
-def open_extractor(arguments) -> Extractor:
-    """The Extractor that the flags select, on its device."""
+def open_extractor(arguments, count: int) -> Extractor:
+    """The Extractor that the flags select, on its device, for `count` images."""
     config = Config(batch_sample=1, **given_flags(arguments))  # K is used only in training
     if len(config.gpus) > 1:
         raise InputError(f"--gpus {' '.join(map(str, config.gpus))}: this command uses one GPU; give one id")
     hardware = find_hardware(config.device, config.gpus)
-    precision = set_up(hardware, config.precision)
+    precision = set_up(hardware, config.precision, config.threads)
     return Extractor(
         config.pretrained_weights_dir,
         hardware.device,
+        engine=resolve_engine(Wanted(config.engine, precision, device=hardware.device, count=count)),
         precision=precision,
-        compile=config.compile,
         flip=not arguments.no_flip,
         batch_size=config.batch_size,
         num_workers=config.num_workers,
@@ -76,12 +77,12 @@ def extract_to(path: Path, extractor: Extractor, found: ReadImages, labels: Labe
         w=width,
         flip=extractor.flip,
         precision=extractor.precision,
+        engine=extractor.engine.name,
     )
     paths = [image.path for image in found.images]
-    folder, labels = common_folder(paths), replace(labels, sources=dict(zip(paths, short_names(paths))))
-    extract_file(
-        path, extractor.model, load, {"gallery": found.images}, record, extractor.device, labels, folder=folder
-    )
+    labels = replace(labels, sources=dict(zip(paths, short_names(paths))))
+    attrs = {"folder": common_folder(paths), **with_bands(extractor.bands)}
+    extract_file(path, extractor.engine, load, {"gallery": found.images}, record, labels, **attrs)
 
 
 def extract_npz(path: Path, extractor: Extractor, found: ReadImages, labels: Labels) -> None:

@@ -91,7 +91,7 @@ def put(a) -> int:
 def from_images(a, path: Path, gallery: Gallery | None) -> tuple[Fingerprint, Entries]:
     """(fingerprint, entries) of --images for the gallery at `path`. gallery: None for a new one."""
     images, labels = list_images(a.images)
-    extractor = open_extractor(a)
+    extractor = open_extractor(a, len(images))
     mark = fingerprint(extractor)
     if gallery is not None:  # check before the long work
         gallery.refuse_other(mark)
@@ -105,8 +105,7 @@ def from_images(a, path: Path, gallery: Gallery | None) -> tuple[Fingerprint, En
 def descriptors(extractor: Extractor, found: ReadImages) -> np.ndarray:
     """(N, S x D) float32 of the images that were read."""
     batches = found.store.batches(in_order(len(found.images), extractor.batch_size))
-    total, device = len(found.images), extractor.device
-    return extract(extractor.model, batches, total, device, extractor.flip, extractor.precision)
+    return extract(extractor.engine, batches, len(found.images))
 
 
 def beside(image: str, gallery: Path) -> str:
@@ -172,9 +171,9 @@ def search(a) -> int:
     if a.picture:
         kind_of(Path(a.picture))
     gallery = Gallery(a.gallery)
-    extractor = open_extractor(a)
-    gallery.refuse_other(fingerprint(extractor))
     images = list_images(a.images).images
+    extractor = open_extractor(a, len(images))
+    gallery.refuse_other(fingerprint(extractor))
     read = read_images(images, extractor.size, extractor.num_workers, extractor.device, a.skip_bad)
     queries = [image.path for image in read.images]
     found = gallery.search(descriptors(extractor, read), a.top, a.threshold)

@@ -2,10 +2,11 @@
 
 import logging
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from reid.commands.evaluate import Request
 from reid.config import Config
@@ -20,10 +21,11 @@ from reid.evaluation.features import Features, read_features
 from reid.evaluation.record import USUAL, Record, Scoring, folder_for, with_words, words
 from reid.evaluation.results import evaluate
 from reid.files import locked, sha256, writing
+from reid.inference.engines import PACKAGES, WORTH, Wanted, open_engine, resolve_engine
 from reid.inference.testset import Extraction
 from reid.models.layers import check_height
 from reid.models.weights import read_weights
-from reid.processes import connected
+from reid.processes import World, connected
 from reid.profiles import from_flags
 from reid.runs import evaluation_folder, newest_weights
 
@@ -34,7 +36,7 @@ def score_file(request: Request) -> None:
     """Scores a features file. Saves the result beside a features.h5, for other files in exp_dir/features/."""
     config = request.config
     hardware = find_hardware(config.device, config.gpus, warn=False)
-    set_up(hardware, "fp32")
+    set_up(hardware, "fp32", config.threads)
     path = Path(config.features)
     features = read_features(path)
     folder = path.parent if path.name == "features.h5" else Path(config.exp_dir, "features", path.stem)
@@ -90,44 +92,59 @@ def score_weights(request: Request) -> None:
     config = from_flags(request.given, trained.for_evaluation())
     check_height(config.h, config.stripes)
     hardware = find_hardware(config.device, config.gpus)
-    precision = set_up(hardware, config.precision)
+    precision = set_up(hardware, config.precision, config.threads)
     with connected(hardware.device) as here:
-        extraction = Extraction(
-            model=model.to(hardware.device).to(memory_format=torch.channels_last),
-            device=hardware.device,
-            weights=sha256(weights),
-            h=config.h,
-            w=config.w,
-            precision=precision,
-            batch_size=config.batch_size,
-            num_workers=config.num_workers,
-            here=here,
-        )
-        evaluation = Evaluation(weights, trained, config, extraction)
+        wanted = Wanted(config.engine, precision, device=hardware.device, sha256=sha256(weights))
+        evaluation = Evaluation(weights, model, trained, config, wanted, here)
         for name in config.dataset_type:
             evaluation.score_dataset(folder_of(name, "").name, request.splits)  # resolves an alias
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Weights to score. trained: the configuration of their training."""
+    """Weights to score. trained: the configuration of their training. wanted: how their model is to run."""
 
     weights: Path
+    model: nn.Module
     trained: Config
     config: Config
-    extraction: Extraction
+    wanted: Wanted
+    here: World
+    opened: dict[str, Extraction] = field(default_factory=dict)  # by the name of their engine
 
-    @property
-    def usual(self) -> Record:
-        """The settings that a folder name omits: those of the training, and default scoring."""
+    def usual(self, count: int) -> Record:
+        """The settings that a folder name omits: those of the training and for `count` images, and default scoring."""
         own = self.trained.for_evaluation()
-        precision = resolve_precision(own.precision, self.extraction.device)
-        record = Record(split=own.split, h=own.h, w=own.w, flip=True, precision=precision)
+        precision = resolve_precision(own.precision, self.wanted.device)
+        engine = resolve_engine(replace(self.wanted, engine="auto", precision=precision, count=count))
+        record = Record(split=own.split, h=own.h, w=own.w, flip=True, precision=precision, engine=engine)
         return replace(record, covered=0, scoring=USUAL)
+
+    def extraction(self, count: int) -> Extraction:
+        """For a dataset of `count` images. Datasets and splits with the same engine share it."""
+        name = resolve_engine(replace(self.wanted, count=count))
+        if name not in self.opened:
+            self.opened[name] = self.open(name)
+        return self.opened[name]
+
+    def open(self, name: str) -> Extraction:
+        config, size = self.config, (self.config.h, self.config.w)
+        engine = open_engine(self.model, size, replace(self.wanted, engine=name))
+        return Extraction(
+            engine=engine,
+            bands=getattr(self.model, "bands", None),
+            weights=self.wanted.sha256,
+            h=config.h,
+            w=config.w,
+            precision=self.wanted.precision,
+            batch_size=config.batch_size,
+            num_workers=config.num_workers,
+            here=self.here,
+        )
 
     def score_dataset(self, name: str, wanted: tuple[int, ...] | None) -> None:
         """Scores the wanted splits of a dataset, and the mean of several."""
-        first, numbers = self.extraction.here.first, self.splits_of(name, wanted)
+        first, numbers = self.here.first, self.splits_of(name, wanted)
         base = evaluation_folder(self.weights, self.config.exp_dir, name)
         if first:
             test = open_dataset(name, self.config.dataset_path, numbers[0]).query
@@ -155,8 +172,8 @@ class Evaluation:
     def score_split(self, name: str, split: int, base: Path) -> list[splits.Scored]:
         """Scores one split, and again with each covered band; [] on ranks other than 0."""
         dataset = open_dataset(name, self.config.dataset_path, split)
-        extraction, device = self.extraction, self.extraction.device
-        first = extraction.here.first
+        count, device = len(dataset.query) + len(dataset.gallery), self.wanted.device
+        extraction, first = self.extraction(count), self.here.first
         record, folder = extraction.record_of(name, split, dataset), base
         if first:
             print(f"{self.weights} on {dataset}")
@@ -166,7 +183,7 @@ class Evaluation:
                     f"the weights were trained on split {self.trained.split} of {name}; where test identities of "
                     f"split {split} are among its training identities, the scores are too high"
                 )
-            folder = folder_for(base, record, self.usual)
+            folder = folder_for(base, record, self.usual(count))
         features = extraction.features(folder / "features.h5", dataset, record)
         scored = [score(features, self.config, device, folder)] if features else []
         for band in filter(None, self.config.occlude):
@@ -181,8 +198,9 @@ class Evaluation:
     def summarise(self, scored: tuple[splits.Scored, ...], base: Path, numbers: str) -> None:
         """Prints and saves the mean of several splits."""
         content = splits.summary(scored)
-        record = replace(scored[0].record, split=self.usual.split)
-        wanted = with_words(base, [f"splits-{numbers}", *words(record, self.usual)])
+        record = replace(scored[0].record, split=self.trained.split)
+        usual = self.usual(WORTH if record.engine in PACKAGES else 0)
+        wanted = with_words(base, [f"splits-{numbers}", *words(record, usual)])
         with writing(wanted):
             folder = splits.save(content, wanted)
         print(f"\n{splits.as_text(content)}\nsummary in {folder / 'splits.json'}")

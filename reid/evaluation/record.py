@@ -25,6 +25,7 @@ CHOICES = {
     "cmc": ("market1501", "allshots", "cuhk03"),
     "metric": METRICS,
     "precision": ("fp32", "tf32", "bf16", None),
+    "engine": ("plain", "torch", "onnx", "openvino", None),
 }
 EVALUATION_FILES = ("result.json", "features.h5", "features.h5.partial")
 
@@ -85,7 +86,7 @@ class Record(Settings):
     """The identity of an evaluation. Unknown fields are None, for example for other systems' features.
 
     fingerprint: Dataset.fingerprint. weights, content, features: hex SHA-256 of the weights file, of the images'
-    bytes, and of another system's features file. h, w: input size in pixels. precision: as resolved, never auto.
+    bytes, and of another system's features file. h, w: input size in pixels. precision, engine: as resolved.
     covered: the band of each query image that is covered, 1 to 6; 0 for none. scoring: None for a features file.
     """
 
@@ -99,6 +100,7 @@ class Record(Settings):
     w: int | None = None
     flip: bool | None = None
     precision: str | None = None
+    engine: str | None = None
     covered: int | None = None
     scoring: Scoring | None = None
 
@@ -140,7 +142,7 @@ def words(record: Record, usual: Record) -> list[str]:
     found = [f"split-{record.split}"] if "split" in changed else []
     if changed.keys() & {"h", "w"}:
         found.append(f"{record.h}x{record.w}")
-    for name in ("flip", "precision", "covered", *(f.name for f in fields(Scoring))):
+    for name in ("flip", "precision", "engine", "covered", *(f.name for f in fields(Scoring))):
         if name in changed:
             value, word = changed[name], "occlude" if name == "covered" else name
             if isinstance(value, bool):

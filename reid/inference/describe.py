@@ -8,51 +8,40 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from reid.data.labels import Labels
 from reid.data.records import Image
-from reid.data.transforms import normalise
-from reid.device import autocast
 from reid.errors import InputError, Interrupted
 from reid.evaluation.features import short_names
 from reid.evaluation.record import Record
 from reid.evaluation.store import FeaturesWriter, label_rows
 from reid.files import locked
+from reid.inference.engines import Engine
 from reid.processes import from_first, gather_rows, wait, world
 from reid.signals import signals_noted
 
 
-def describe(
-    model: nn.Module, batches: Iterable[Tensor], device, flip: bool = True, precision: str = "fp32"
-) -> Iterator[Tensor]:
-    """Descriptors (n, S, D) of batches of uint8 images (n, 3, H, W), float32 on `device`.
+def describe(engine: Engine, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Descriptors (n, S, D) of batches of uint8 images (n, 3, H, W), float32 of unit length.
 
-    A descriptor is the mean of the features of image and mirror image (with `flip`), scaled so that its S x D
-    numbers have length 1. Each of several processes passes its part of every batch and gets the whole.
+    With several processes each gives its part of every batch, and all get the whole. Raises InputError
+    for descriptors that are not finite, or zero.
     """
-    model.eval()
-    device = torch.device(device)
     for batch in batches:
-        with torch.inference_mode(), autocast(precision, device):
-            images = normalise(batch.to(device))
-            features = model(images).float()
-            if flip:
-                features = (features + model(images.flip(3)).float()) / 2
-            length = features.flatten(1).norm(dim=1)
-            if not bool((length.isfinite() & (length > 0)).all()):
-                raise InputError("the model gave features that are not finite, or all zero; are the weights damaged?")
-            yield gather_rows(features / length[:, None, None])
+        found = engine(batch)
+        length = found.flatten(1).norm(dim=1)
+        if not bool(((length - 1).abs() < 1e-2).all()):
+            raise InputError("the model gave features that are not finite, or all zero; are the weights damaged?")
+        yield gather_rows(found)
 
 
-def extract(
-    model: nn.Module, batches: Iterable[Tensor], total: int, device, flip: bool = True, precision: str = "fp32"
-) -> np.ndarray:
+def extract(engine: Engine, batches: Iterable[Tensor], total: int) -> np.ndarray:
     """(total, S x D) float32 unit-length descriptors of `total` images."""
     rows = []
     with progress(total) as bar:
-        for features in describe(model, batches, device, flip, precision):
+        for features in describe(engine, batches):
             rows.append(features.flatten(1).cpu())
             bar.update(len(features))
     return torch.cat(rows).numpy()
@@ -60,23 +49,20 @@ def extract(
 
 def extract_file(
     path: Path,
-    model: nn.Module,
+    engine: Engine,
     load: Callable[[int], Iterable[Tensor]],
     images: Mapping[str, Sequence[Image]],
     record: Record,
-    device,
     labels: Labels | None = None,
     **attrs: Any,
 ) -> None:
-    """Writes a features file while it extracts, with the flip and precision of `record`.
+    """Writes a features file while it extracts, with the engine that `record` describes.
 
     load(start) returns batches of uint8 images, from number `start` on. images: {"query": [...], "gallery": [...]}, in
     this order. labels: the user's names, sources by path. attrs: further attributes of the file. A later
     call with the same images and record continues an interrupted file, and reuses a complete one. Only rank 0 writes;
     the other ranks ignore the path, the digests in `record`, labels and attrs.
     """
-    flip, precision = record.flip, record.precision
-    assert flip is not None and precision is not None, "an extraction knows its flip and precision"
     listed = [image for side in images.values() for image in side]
     total, first = len(listed), world().first
     paths = [image.path for image in listed]
@@ -87,26 +73,29 @@ def extract_file(
         "subset": [name for name, side in images.items() for _ in side],
         **label_rows(labels or Labels(), paths),
     }
-    if hasattr(model, "bands"):
-        attrs["bands"] = model.bands
     writer = FeaturesWriter(path, record, columns)
     with locked(path) if first else nullcontext():  # a second identical command waits and finds the work done
-        done = from_first(writer.count_done() if first else 0, device)
+        done = from_first(writer.count_done() if first else 0, engine.device)
         batches = load(done) if done < total else ()
         with progress(total, done) as bar, signals_noted() as received:
-            for features in describe(model, batches, device, flip, precision):
+            for features in describe(engine, batches):
                 if first:
                     rows = features.flatten(1).cpu().numpy()
                     writer.write(rows, done, attrs | {"slots": features.shape[1:]})
                 done += len(features)
                 bar.update(len(features))
-                if from_first(len(received), device):
+                if from_first(len(received), engine.device):
                     raise Interrupted(f"stopped after {done} of {total} images; run the same command again to continue")
         if done != total:
             raise InputError(f"expected {total} images, but got only {done}")
         if first:
             writer.finish()
     wait()
+
+
+def with_bands(bands: Any) -> dict[str, Any]:
+    """The attribute of a features file for the part of the image that each slot describes."""
+    return {} if bands is None else {"bands": bands}
 
 
 def progress(total: int, done: int = 0) -> tqdm:

@@ -6,96 +6,32 @@ filter. safetensors, pth: the tensors with configuration, classes and digest, wh
 weights.pth; --half makes a small file for sharing.
 """
 
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from reid.config import Config
 from reid.data.demo import draw
 from reid.data.loader import decode
-from reid.data.transforms import normalise
-from reid.errors import CheckFailed
 from reid.inference.describe import describe
-from reid.inference.prepare import fold
+from reid.inference.engines import TorchEngine
 from reid.models.tensors import digest, save_safetensors, save_tensors
 from reid.models.weights import FORMAT
 
-INPUTS = ("nhwc", "nchw", "normalised")
 NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "safetensors": ("safetensors",), "pth": ()}
 TOLERANCE, HALF_TOLERANCE = 1e-4, 1e-3  # largest difference of a value
 SMALL = 1 << 18  # values in a tensor; smaller tensors stay float32: they need little space
 SLACK = 0.1  # fraction of a tolerance; squared distances closer than this may swap ranks
 
 
-class Descriptor(nn.Module):
-    """Images as one of INPUTS -> unit-length descriptors (N, S x D), with the mean over the mirror image (`flip`)."""
-
-    def __init__(self, model: nn.Module, inputs: str, flip: bool):
-        super().__init__()
-        self.model, self.inputs, self.flip = model, inputs, flip
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = images.permute(0, 3, 1, 2) if self.inputs == "nhwc" else images
-        x = x if self.inputs == "normalised" else normalise(x)
-        features = self.model(torch.cat([x, x.flip(3)]) if self.flip else x).flatten(1)
-        if self.flip:
-            features = features.unflatten(0, (2, -1)).mean(0)
-        return features / features.norm(dim=1, keepdim=True)
-
-
-def as_input(pixels: np.ndarray, inputs: str) -> np.ndarray:
-    """uint8 (N, H, W, 3) converted to the input of the exported file."""
-    if inputs == "nhwc":
-        return pixels
-    planes = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
-    return planes if inputs == "nchw" else normalise(torch.from_numpy(planes)).numpy()
-
-
-def export_onnx(
-    path: Path, model: nn.Module, size: tuple[int, int], inputs: str, flip: bool, metadata: dict[str, str]
-) -> None:
-    """Writes the model, batch norms folded, as ONNX with `metadata` in its metadata_props."""
-    import onnx
-
-    example = as_input(np.zeros((2, *size, 3), np.uint8), inputs)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch 2.11 warns about its own calls
-        program = torch.onnx.export(
-            Descriptor(fold(model, size), inputs, flip).eval(),
-            (torch.from_numpy(example),),
-            dynamo=True,
-            input_names=["images"],
-            output_names=["descriptors"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            verbose=False,
-        )
-    if program is None:
-        raise CheckFailed("torch could not export this model as ONNX")
-    program.save(path)
-    proto = onnx.load(path)
-    onnx.helper.set_model_props(proto, metadata)
-    onnx.checker.check_model(proto)
-    onnx.save(proto, path)
-
-
-def run_onnx(path: Path, pixels: np.ndarray, inputs: str) -> np.ndarray:
-    """Descriptors by ONNX Runtime, in batches of two sizes."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    parts = [pixels[:1], pixels[1:]]
-    return np.concatenate([session.run(None, {"images": as_input(p, inputs)})[0] for p in parts])
-
-
 def reference(model: nn.Module, pixels: np.ndarray, flip: bool) -> np.ndarray:
     """Descriptors as every command here computes them, in float32 without folding."""
     batches = [torch.from_numpy(p).permute(0, 3, 1, 2) for p in np.array_split(pixels, -(-len(pixels) // 16))]
-    return torch.cat([d.flatten(1) for d in describe(model, batches, "cpu", flip)]).numpy()
+    return torch.cat([d.flatten(1) for d in describe(TorchEngine(model, flip=flip), batches)]).numpy()
 
 
 def parity(expected: np.ndarray, got: np.ndarray, slack: float = SLACK * TOLERANCE) -> tuple[float, int]:

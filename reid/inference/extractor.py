@@ -13,7 +13,7 @@ from reid.data.loader import decode, in_order, in_threads, resized
 from reid.errors import InputError
 from reid.files import sha256
 from reid.inference.describe import describe
-from reid.inference.prepare import prepare
+from reid.inference.engines import Wanted, open_engine
 from reid.models.weights import read_weights
 
 
@@ -21,12 +21,11 @@ class Extractor:
     """Computes descriptors: extractor(images) -> descriptors (N, S x D) float32 of unit length.
 
     `images` is a sequence of paths or uint8 RGB arrays (H, W, 3) of any size. They are resized as in training.
-    The model runs with folded batch norms in channels-last layout. Its features differ from the training model's
-    (eval mode) by less than 1e-4.
+    Descriptors in float32 differ from those of the training model (eval mode) by less than 1e-4.
 
-    precision: fp32, tf32, or bf16 (about twice as fast where the hardware has it; cosines to the float32 descriptors
-    above 0.999). compile: torch.compile of the backbone takes half a minute once and is then 1.15 times as fast in
-    float32; it sets torch._inductor.config.freezing for the whole process. Raises MissingInput, InputError.
+    engine: torch, onnx, openvino or plain (reid/inference/engines.py). On the CPU, onnx and openvino (extra [engines])
+    are faster; they need some seconds once for each weights file. precision: fp32, tf32 or bf16 (faster where the
+    hardware has it; cosines to the float32 descriptors above 0.999). Raises MissingInput, InputError, CheckFailed.
 
     Extractor("weights.pth")(["a.jpg", "b.jpg"]) has the shape (2, 3840) for the paper's model.
     """
@@ -36,8 +35,8 @@ class Extractor:
         weights: str | Path,
         device: str | torch.device = "cpu",
         *,
+        engine: str = "torch",
         precision: str = "fp32",
-        compile: bool = False,
         flip: bool = True,
         batch_size: int = Config.batch_size,
         num_workers: int = Config.num_workers,
@@ -52,12 +51,14 @@ class Extractor:
         self.weights, self.sha256 = Path(weights), sha256(Path(weights))
         self.size, self.flip, self.precision = (config.h, config.w), flip, precision
         self.batch_size, self.num_workers = batch_size, num_workers
-        self.model = prepare(model, self.size, precision, compile).to(self.device)
+        wanted = Wanted(engine, precision, flip, self.device, self.sha256)
+        self.engine = open_engine(model, self.size, wanted)
+        self.bands = getattr(model, "bands", None)
 
     def __call__(self, images: Iterable[str | Path | np.ndarray]) -> np.ndarray:
         if isinstance(images, (str, Path)) or getattr(images, "ndim", 1) == 3:
             raise InputError("expected a sequence of images, got one image; put it into a list")
-        found = describe(self.model, self.batches(list(images)), self.device, self.flip, self.precision)
+        found = describe(self.engine, self.batches(list(images)))
         rows = [d.flatten(1).cpu() for d in found]
         return torch.cat(rows).numpy() if rows else np.zeros((0, 0), np.float32)
 

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 TOLERANCE = 1e-3  # relative to the largest output; rounding errors are much smaller, wrong folds much larger
 
 
-def prepare(model: nn.Module, size: tuple[int, int], precision: str = "fp32", compile: bool = False) -> nn.Module:
+def prepare(model: nn.Module, size: tuple[int, int], precision: str = "fp32") -> nn.Module:
     """The model, on the CPU, with folded batch norms, channels last, and convolutions in `precision`."""
     model = fold(model.eval(), size).to(memory_format=torch.channels_last)
     base = getattr(model, "base", None)
@@ -23,11 +23,6 @@ def prepare(model: nn.Module, size: tuple[int, int], precision: str = "fp32", co
         for module in base.modules():
             if type(module) is nn.Conv2d:  # a subclass may set its own precision
                 module.to(torch.bfloat16)
-    if compile:
-        from torch._inductor import config as inductor
-
-        inductor.freezing = True  # packs weights, fuses ReLUs; compile(options=...) cannot set it
-        (model if base is None else base).compile()
     return model
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor, device, nn
+from torch import Tensor
 
 from reid.data.labels import Labels
 from reid.data.loader import ImageStore, in_order
@@ -12,20 +13,21 @@ from reid.data.records import Dataset
 from reid.data.transforms import cover
 from reid.evaluation.features import Features, read_features
 from reid.evaluation.record import Record
-from reid.inference.describe import content_of, extract, extract_file
+from reid.inference.describe import content_of, extract, extract_file, with_bands
+from reid.inference.engines import Engine
 from reid.processes import World, part_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extraction:
-    """A model and the settings of an extraction.
+    """An engine and the settings with which test images become features.
 
-    weights: hex SHA-256 of the file. precision: the resolved one. here: this process among all that extract
-    together; each decodes its part of every batch.
+    weights: hex SHA-256 of the file. precision: as resolved. bands: the part of the image that each slot describes,
+    where known. here: this process among all that extract together; each decodes its part of every batch.
     """
 
-    model: nn.Module
-    device: device
+    engine: Engine
+    bands: Any
     weights: str
     h: int
     w: int
@@ -48,13 +50,14 @@ class Extraction:
             w=self.w,
             flip=self.flip,
             precision=self.precision,
+            engine=self.engine.name,
             covered=0,
         )
 
     def store(self, dataset: Dataset) -> ImageStore:
         """The query images and then the gallery images."""
         images = [*dataset.query, *dataset.gallery]
-        return ImageStore(images, self.h, self.w, self.num_workers, device=self.device)
+        return ImageStore(images, self.h, self.w, self.num_workers, device=self.engine.device)
 
     def batches(self, store: ImageStore, start: int, stop: int) -> Iterator[Tensor]:
         """This process's part of each batch of images start .. stop."""
@@ -69,7 +72,8 @@ class Extraction:
         def load(start: int) -> Iterator[Tensor]:
             return self.batches(store, start, len(store.paths))
 
-        extract_file(path, self.model, load, sides, record, self.device, labels_by_path(dataset))
+        attrs = with_bands(self.bands)
+        extract_file(path, self.engine, load, sides, record, labels_by_path(dataset), **attrs)
         return read_features(path) if self.here.first else None
 
     def covered(self, features: Features | None, dataset: Dataset, band: int) -> Features | None:
@@ -77,7 +81,7 @@ class Extraction:
         count = len(dataset.query)
         batches = self.batches(self.store(dataset), 0, count)
         images = (cover(pixels, band) for pixels in batches)
-        found = extract(self.model, images, count, self.device, self.flip, self.precision)
+        found = extract(self.engine, images, count)
         if features is None:
             return None
         query = replace(features.query, features=found)

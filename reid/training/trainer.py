@@ -41,7 +41,7 @@ def train(config: Config) -> Path:
     """
     check_height(config.h, config.stripes)
     hardware = find_hardware(config.device, config.gpus)
-    set_up(hardware, config.precision)
+    set_up(hardware, config.precision, config.threads)
     with connected(hardware.device) as here, signals_noted() as signals:
         if not here.first:
             wait()  # until rank 0 has prepared the raw data and created the folder

@@ -13,7 +13,8 @@ import pytest
 from conftest import ROOT, run_here
 
 from reid.commands.ablate import parse_vary
-from reid.commands.cells import Cell, find_run, is_scored, plan, work_place
+from reid.commands.cells import Cell, find_run, is_scored, plan, threads_of, work_place
+from reid.commands.children import Children
 from reid.config import Config
 from reid.errors import InputError, MissingInput
 from reid.evaluation.record import USUAL, Record, Scoring
@@ -324,3 +325,13 @@ def test_stopped_cells_are_continued(small_run, tmp_path):
 def test_bad_usage(flags, words, script):
     done = script("reid/__main__.py", "ablate", *flags)
     assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_jobs_share_the_cores(monkeypatch):
+    """Torch processes with a thread per core each would starve each other."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert [threads_of(jobs) for jobs in (1, 2, 3, 20)] == [0, 4, 2, 1]
+    assert Children(quiet=True, threads=4).environment["OMP_NUM_THREADS"] == "4"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert threads_of(2) == 0

@@ -26,13 +26,7 @@ ROWS = {
     "rerank": ["dense", "sparse"],
     "gallery": ["search, 1 query", "search, 5 queries", "add one entry"],
     "data": ["one image at a time", "decoded, 0 threads", "decoded, 2 threads", "from the cache"],
-    "extract": [
-        "fp32, channels first",
-        "fp32, channels last",
-        "bf16, channels last",
-        "Extractor, fp32",
-        "Extractor, bf16",
-    ],
+    "extract": ["plain, fp32, channels first", "torch, fp32", "onnx, fp32", "openvino, fp32"],
     "train": [
         *("plain, fp32", "RRID, fp32", "bare mobilenet_v2, fp32"),
         *("RRID, bf16", "bare mobilenet_v2, bf16", "plain heads", "batched heads"),
@@ -54,7 +48,7 @@ def test_rows(subject, capsys):
     assert bench(subject) == 0
     lines = capsys.readouterr().out.splitlines()
     for row in ROWS[subject]:
-        (line,) = [line for line in lines if line[:30].strip() == row]
+        line = next(line for line in lines if line[:30].strip() == row)
         seconds, speed = line[30:].split()[:2]
         assert float(seconds) >= 0 and (speed == "-" or speed.endswith("x"))
 
@@ -94,14 +88,14 @@ def test_wrong_answers_of_a_gallery_fail_the_benchmark(monkeypatch, capsys):
     assert "does not find itself" in capsys.readouterr().err
 
 
-def test_another_extractor_fails_the_benchmark(monkeypatch, capsys):
-    def untrained(model, size, precision, compiled):
+def test_another_engine_fails_the_benchmark(monkeypatch, capsys):
+    def untrained(model, size, precision):
         model.base.features[0][0].weight.data *= -1
         return model.eval()
 
-    monkeypatch.setattr("reid.bench.extract.prepare", untrained)
+    monkeypatch.setattr("reid.inference.engines.prepare", untrained)
     assert bench("extract") == 1
-    assert "'Extractor, fp32' and 'fp32, channels first' differ by" in capsys.readouterr().err
+    assert "'torch, fp32' and 'plain, fp32, channels first' differ by" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -42,8 +42,8 @@ def test_extract_goes_on_after_a_signal(weights, images, tmp_path, script, monke
     assert run_reid(script, *flags, tmp_path / "straight.h5").returncode == 0
     counted, describe = [], extract_file.__globals__["describe"]
 
-    def slow(model, batches, *rest):
-        for features in describe(model, batches, *rest):
+    def slow(engine, batches):
+        for features in describe(engine, batches):
             counted.append(len(features))
             if len(counted) == 2:
                 os.kill(os.getpid(), signal.SIGTERM)

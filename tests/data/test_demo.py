@@ -12,6 +12,7 @@ from reid.data.loader import ImageStore, in_order
 from reid.data.prepare import open_dataset
 from reid.evaluation.ranking import rank
 from reid.inference.describe import extract
+from reid.inference.engines import TorchEngine
 from reid.models.rrid import RRID
 
 
@@ -68,7 +69,7 @@ def test_untrained_networks_stay_low(demo):
     model = RRID(0, backbone="mobilenet_v2").eval()
     images = [*demo.query, *demo.gallery]
     batches = ImageStore(images, 192, 64).batches(in_order(len(images), 32))
-    features = extract(model, batches, len(images), "cpu")
+    features = extract(TorchEngine(model), batches, len(images))
     n = len(demo.query)
     pids, camids = np.array([i.pid for i in images]), np.array([i.camid for i in images])
     result = rank(-features[:n] @ features[n:].T, pids[:n], pids[n:], camids[:n], camids[n:])

@@ -21,6 +21,7 @@ from reid.errors import InputError, Interrupted, MissingInput
 from reid.evaluation.features import Features, Part, read_features
 from reid.evaluation.record import Record, read_record
 from reid.inference.describe import extract, extract_file
+from reid.inference.engines import TorchEngine
 
 COUNT, BATCH = 50, 8
 PIXELS = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (COUNT, 3, 8, 6), dtype=np.uint8))
@@ -49,12 +50,14 @@ def load(start, stop=COUNT, pause=0.0):
         yield PIXELS[i : i + BATCH]
 
 
-RECORD = Record(dataset="made", split=0, fingerprint="d", weights="w", h=8, w=6, flip=True, precision="fp32")
+MADE = {"dataset": "made", "split": 0, "fingerprint": "d", "weights": "w", "h": 8, "w": 6}
+RECORD = Record(**MADE, flip=True, precision="fp32", engine="plain")
 SIDES = {"query": QUERY, "gallery": GALLERY}
 
 
 def to_file(path, model=None, batches=load, **changes):
-    extract_file(path, model or Slots(), batches, SIDES, replace(RECORD, **changes), "cpu")
+    record = replace(RECORD, **changes)
+    extract_file(path, TorchEngine(model or Slots(), flip=record.flip), batches, SIDES, record)
     return read_features(path)
 
 
@@ -68,14 +71,14 @@ def test_descriptor(flip):
     images = normalise(PIXELS)
     expected = (model(images) + model(images.flip(3))) / 2 if flip else model(images)
     expected = expected.flatten(1) / expected.flatten(1).norm(dim=1, keepdim=True)
-    got = extract(Slots(), load(0), COUNT, "cpu", flip)
+    got = extract(TorchEngine(Slots(), flip=flip), load(0), COUNT)
     assert got.dtype == np.float32 and got.shape == (COUNT, 24)
     np.testing.assert_allclose(got, expected.numpy(), atol=1e-6)
 
 
 def test_file_holds_what_made_it(tmp_path):
     features = to_file(tmp_path / "features.h5")
-    np.testing.assert_array_equal(stacked(features), extract(Slots(), load(0), COUNT, "cpu"))
+    np.testing.assert_array_equal(stacked(features), extract(TorchEngine(Slots()), load(0), COUNT))
     assert features.record == read_record(tmp_path / "features.h5") == RECORD and features.attrs == {"slots": [4, 6]}
     assert features.query.names == [f"{i}.jpg" for i in range(15)]
     assert features.gallery.pids.tolist() == [i % 7 for i in range(15, COUNT)]
@@ -129,7 +132,7 @@ def test_other_images_or_damage_start_anew(tmp_path, caplog):
     to_file(path)
     renamed = {"query": [image._replace(pid=9) for image in QUERY], "gallery": GALLERY}
     model = Slots()
-    extract_file(path, model, load, renamed, RECORD, "cpu")
+    extract_file(path, TorchEngine(model), load, renamed, RECORD)
     assert model.images == 2 * COUNT and "other settings (other images or labels)" in caplog.text
     path.unlink()
     with pytest.raises(KeyboardInterrupt):
@@ -186,7 +189,7 @@ def test_killed_extraction_equals_the_straight_one(tmp_path):
     model = Slots()
     features = to_file(path, model)
     assert 0 < model.images < 2 * COUNT
-    np.testing.assert_array_equal(stacked(features), extract(Slots(), load(0), COUNT, "cpu"))
+    np.testing.assert_array_equal(stacked(features), extract(TorchEngine(Slots()), load(0), COUNT))
 
 
 def test_bad_models_and_missing_images(tmp_path):
@@ -206,7 +209,7 @@ def test_bad_models_and_missing_images(tmp_path):
 def test_equal_file_names_are_told_apart(tmp_path):
     images = [Image(f"root/camera{c}/1.jpg", 1, c) for c in (0, 1)]
     sides = {"query": images[:1], "gallery": images[1:]}
-    extract_file(tmp_path / "f.h5", Slots(), lambda start: [PIXELS[:2]], sides, RECORD, "cpu")
+    extract_file(tmp_path / "f.h5", TorchEngine(Slots()), lambda start: [PIXELS[:2]], sides, RECORD)
     features = read_features(tmp_path / "f.h5")
     assert (features.query.names, features.gallery.names) == (["camera0/1.jpg"], ["camera1/1.jpg"])
 

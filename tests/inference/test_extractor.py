@@ -15,7 +15,7 @@ from reid.models.layers import SlotLayer
 
 def test_extractor_equals_the_plain_form(weights, images):
     extractor = reid.Extractor(weights, batch_size=5)
-    assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in extractor.model.modules())
+    assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in extractor.engine.model.modules())
     expected = plain(weights, images[:12])
     np.testing.assert_allclose(extractor(images[:12]), expected, atol=1e-4 * np.abs(expected).max())
     arrays = [np.asarray(PILImage.open(p)) for p in images[:12]]
