@@ -148,7 +148,7 @@ class Evaluation:
         base = evaluation_folder(self.weights, self.config.exp_dir, name)
         if first:
             test = open_dataset(name, self.config.dataset_path, numbers[0]).query
-            warn_of_shape(test, self.extraction.h, self.extraction.w)
+            warn_of_shape(test, self.config.h, self.config.w)
         with locked(base) if first else nullcontext():  # only one process at a time chooses folders
             bands = [self.score_split(name, number, base) for number in numbers]
             for scored in zip(*bands) if first and len(numbers) > 1 else ():
