@@ -5,6 +5,7 @@ import sys
 
 from reid.commands import reported, show_log
 from reid.commands.flags import Parser
+from reid.config import closest
 
 # command -> (its module with add_arguments(parser) and main(arguments) -> exit code, help text)
 COMMANDS = {
@@ -29,6 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = Parser(prog="python -m reid", description=__doc__)
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+    if argv and argv[0] not in COMMANDS and not argv[0].startswith("-"):
+        parser.error(f"unknown command {argv[0]!r}{closest(argv[0], [*COMMANDS])}; known are {', '.join(COMMANDS)}")
     for name, (module, text) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text, conflict_handler="resolve")
         if name in argv[:1]:  # the import of a command's module takes seconds

@@ -16,6 +16,7 @@ from reid.variants import CHOICES, MODELS, check_model
 
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 PRECISIONS = ("fp32", "tf32", "bf16")
+MOST_FPR = 0.01
 ENGINES = ("auto", "torch", "onnx", "openvino", "plain")
 
 # commands that share a flag
@@ -136,7 +137,7 @@ class Config:
     query_expansion: int = in_evaluation(0, "replace each query by its mean with its N nearest gallery images")
     no_cameras: bool = in_evaluation(False, "do not exclude gallery images of the same identity and camera")
     camera_pairs: bool = in_evaluation(False, "print mAP and Rank-1 for each pair of cameras")
-    fpr: float = in_evaluation(1e-3, "recommend a threshold for this false-accept rate")
+    fpr: float = in_evaluation(1e-3, "recommend a threshold for this false-accept rate, at most 0.01")
     occlude: tuple[int, ...] = in_evaluation(
         (0,), "cover this sixth of each query (1 top, 6 bottom); scores several one after the other", tuple(range(7))
     )
@@ -252,6 +253,10 @@ def check_run(c: Config) -> None:
         raise InputError(f"--name {c.name!r} is not a folder name; use letters, digits, '-' and '_'")
     if len(set(c.dataset_type)) < len(c.dataset_type):
         raise InputError(f"--dataset_type {' '.join(c.dataset_type)} names a dataset twice")
+    if len(set(c.occlude)) < len(c.occlude):
+        raise InputError(f"--occlude {' '.join(map(str, c.occlude))} names a band twice")
+    if not 0 < c.fpr <= MOST_FPR:
+        raise InputError(f"--fpr {c.fpr}: give a rate of false accepts above 0, at most {MOST_FPR}")
     if c.device == "cpu" and c.gpus:
         raise InputError(f"--device cpu has no GPUs; remove --gpus {' '.join(map(str, c.gpus))}")
 

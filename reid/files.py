@@ -18,6 +18,7 @@ from reid.errors import InputError
 logger = logging.getLogger(__name__)
 
 # errors of file systems without locks, for example some network file systems
+FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, getattr(errno, "ENOTSUP", errno.EOPNOTSUPP))
 BLOCK = 1 << 20  # bytes
 
@@ -54,7 +55,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as e:
         reason = os.strerror(e.errno) if e.errno else str(e).split("\n")[0]
-        raise InputError(f"{path} cannot be written ({reason}); free some space there, or choose another path") from e
+        hint = "free some space there, or choose" if e.errno in FULL else "choose"
+        raise InputError(f"{path} cannot be written ({reason}); {hint} another path") from e
 
 
 @contextmanager

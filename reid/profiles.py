@@ -143,6 +143,8 @@ def from_flags(given: dict[str, Any], base: Config | None = None) -> Config:
     """
     if base is None:
         base = profile(given.get("profile", "paper"), given.get("model"))
+        if "epochs" in given and "max_steps" not in given:
+            base = replace(base, max_steps=0)  # of a profile; it would overrule the epochs
     return replace(base, **given)
 
 

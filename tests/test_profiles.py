@@ -53,6 +53,13 @@ def test_demo_of_every_method():
     }
 
 
+def test_typed_epochs_overrule_the_steps_of_a_profile():
+    assert profile("demo").max_steps == 200
+    config = from_flags({"profile": "demo", "epochs": 3})
+    assert (config.epochs, config.max_steps) == (3, 0)
+    assert from_flags({"profile": "demo", "epochs": 3, "max_steps": 5}).max_steps == 5
+
+
 def test_names_of_runs():
     assert run_name(profile("demo", "pcb")) == "pcb"
     assert run_name(profile("softmax_triplet")) == "softmax_triplet"

@@ -81,7 +81,8 @@ def parse_vary(text: str) -> tuple[str, list[Any]]:
     try:
         return name, [parse_value(word, default) for word in words]
     except (ValueError, KeyError) as e:
-        raise InputError(f"--vary {text!r}: {name} takes values like {default}") from e
+        example = " ".join(map(str, default)) if isinstance(default, tuple) else str(default).lower()
+        raise InputError(f"--vary {text!r}: {name} takes values like {example!r}") from e
 
 
 def may_vary(field) -> bool:

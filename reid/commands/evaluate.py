@@ -9,6 +9,8 @@ from reid.config import Config
 from reid.errors import InputError
 from reid.profiles import from_flags, profile
 
+OF_WEIGHTS = ("h", "w", "batch_size", "precision", "engine", "num_workers")
+
 
 @dataclass(frozen=True)
 class Request:
@@ -45,10 +47,7 @@ def main(arguments) -> int:
         with figures.styled():  # raises before the long work
             pass
     if asked.features:
-        if asked.pretrained_weights_dir:
-            raise InputError("give --features or --weights, not both")
-        if any(asked.occlude):
-            raise InputError("--occlude needs images; give --weights instead of --features")
+        refuse_unused(request)
         from reid.commands.scoring import score_file
 
         score_file(request)
@@ -60,13 +59,29 @@ def main(arguments) -> int:
     return launch(evaluate_one, request, count) if count > 1 else evaluate_one(request)
 
 
+def refuse_unused(request: Request) -> None:
+    """Raises InputError for flags that do nothing when features are scored."""
+    given, asked = request.given, request.config
+    if asked.pretrained_weights_dir:
+        raise InputError("give --features or --weights, not both")
+    if any(asked.occlude):
+        raise InputError("--occlude needs images; give --weights instead of --features")
+    if unused := [name for name in OF_WEIGHTS if name in given]:
+        raise InputError(f"--{unused[0]} is for --weights; features have been extracted already")
+    shown = ["split"] * (request.splits != ()) + [n for n in ("dataset_type", "dataset_path") if n in given]
+    if shown and not asked.report:
+        raise InputError(f"--{shown[0]} with --features only names the images of a report; add --report")
+    if request.splits is None or len(request.splits) > 1 or len(asked.dataset_type) > 1:
+        raise InputError("--features are of one dataset and one split; give one")
+
+
 def parse_splits(words: list[str]) -> tuple[int, ...] | None:
     if words == ["all"]:
         return None
     numbers = [int(word) for word in words if word.isdecimal()]
     if len(set(numbers)) < len(words):
         raise InputError(f"--split {' '.join(words)}: give distinct numbers of entries of splits.json, or all")
-    return tuple(numbers)
+    return tuple(sorted(numbers))
 
 
 def evaluate_one(request: Request) -> int:

@@ -13,7 +13,7 @@ from reid.data.loader import in_order
 from reid.device import find_hardware, set_up
 from reid.errors import InputError
 from reid.evaluation.features import common_folder, short_names
-from reid.evaluation.record import Record
+from reid.evaluation.record import Record, differences, read_record
 from reid.evaluation.store import is_features, read_h5
 from reid.files import atomic_file, writing
 from reid.inference.describe import extract_file, with_bands
@@ -25,6 +25,7 @@ def add_arguments(parser) -> None:
     add_flags(parser, "extract", needs_weights=True)
     add_images_flags(parser)
     parser.add_argument("--out", required=True, help="write .h5, or .npz with features, names, pids and camids")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file of other images or settings")
 
 
 def main(arguments) -> int:
@@ -33,12 +34,17 @@ def main(arguments) -> int:
         raise InputError(f"--out {out}: expected a file name ending in .h5 or .npz")
     if out.suffix == ".h5" and out.exists() and not is_features(out):
         raise InputError(f"--out {out}: this file is not a features file and is not replaced; give another name")
+    if out.suffix == ".npz" and out.exists() and not arguments.overwrite:
+        raise InputError(f"--out {out} already exists; give another name, or --overwrite")
     images, labels = list_images(arguments.images)
     extractor = open_extractor(arguments, len(images))
     found = read_images(images, extractor.size, extractor.num_workers, extractor.device, arguments.skip_bad)
     with writing(out):
         if out.suffix == ".h5":
-            extract_to(out, extractor, found, labels)
+            record = record_of(extractor, found)
+            if out.exists() and not arguments.overwrite:
+                refuse_other(out, record)
+            extract_to(out, extractor, found, labels, record)
         else:
             extract_npz(out, extractor, found, labels)
     print(f"{len(found.images)} descriptors in {out}")
@@ -63,14 +69,9 @@ def open_extractor(arguments, count: int) -> Extractor:
     )
 
 
-def extract_to(path: Path, extractor: Extractor, found: ReadImages, labels: Labels) -> None:
-    """Writes a features.h5 with all images as gallery. Continues an interrupted call with the same images."""
-
-    def load(start: int):
-        return found.store.batches(in_order(len(found.images), extractor.batch_size, start))
-
+def record_of(extractor: Extractor, found: ReadImages) -> Record:
     height, width = extractor.size
-    record = Record(
+    return Record(
         content=found.content,
         weights=extractor.sha256,
         h=height,
@@ -79,6 +80,24 @@ def extract_to(path: Path, extractor: Extractor, found: ReadImages, labels: Labe
         precision=extractor.precision,
         engine=extractor.engine.name,
     )
+
+
+def refuse_other(path: Path, record: Record) -> None:
+    """Raises InputError if the features file `path` has another record."""
+    try:
+        found = differences(read_record(path), record)
+    except InputError:
+        found = "by another version"
+    if found:
+        raise InputError(f"--out {path} has other features ({found}); give another name, or --overwrite")
+
+
+def extract_to(path: Path, extractor: Extractor, found: ReadImages, labels: Labels, record: Record) -> None:
+    """Writes a features.h5 with all images as gallery. Continues an interrupted call with the same images."""
+
+    def load(start: int):
+        return found.store.batches(in_order(len(found.images), extractor.batch_size, start))
+
     paths = [image.path for image in found.images]
     labels = replace(labels, sources=dict(zip(paths, short_names(paths))))
     attrs = {"folder": common_folder(paths), **with_bands(extractor.bands)}
@@ -88,7 +107,7 @@ def extract_to(path: Path, extractor: Extractor, found: ReadImages, labels: Labe
 def extract_npz(path: Path, extractor: Extractor, found: ReadImages, labels: Labels) -> None:
     """Writes .npz through a temporary features.h5, because an .npz cannot be written row by row."""
     work = path.with_name(f".{path.name}.h5")
-    extract_to(work, extractor, found, labels)
+    extract_to(work, extractor, found, labels, record_of(extractor, found))
     sides, attrs = read_h5(work)
     features, pids, camids, names = sides["gallery"]
     with atomic_file(path) as temporary, open(temporary, "wb") as f:

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from reid.config import Config, closest
 
-AS_TRAINED = ("h", "w")  # evaluate takes them from the weights
+AS_TRAINED = ("h", "w", "dataset_type")  # evaluate takes them from the weights
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,8 +23,10 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):
         namespace, rest = self.parse_known_args(args, namespace)
         if rest:
-            near = closest(rest[0].split("=")[0], list(all_flags(self)))
-            self.error(f"unknown argument {rest[0]!r}{near}; --help lists all")
+            flag, known = rest[0].split("=")[0], list(all_flags(self))
+            near = " (give it after the command)" if flag in known else closest(flag, known)
+            command = " ".join(filter(None, (self.prog, getattr(namespace, "command", ""))))
+            self.error(f"unknown argument {rest[0]!r}{near}; {command} --help lists all")
         return namespace
 
 
@@ -45,7 +47,8 @@ def add_flags(parser: argparse.ArgumentParser, script: str, needs_weights: bool 
             continue
         section = f.metadata["section"]
         if section not in groups:
-            groups[section] = parser.add_argument_group(section)
+            title = "model" if section == "training" and script != "train" else section
+            groups[section] = parser.add_argument_group(title)
         names = ["--" + f.name]
         if f.name == "pretrained_weights_dir":
             names.append("--weights")

@@ -1,7 +1,8 @@
 """The work of evaluate: scores a features file or weights, and prints and saves the results."""
 
+import json
 import logging
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -69,6 +70,7 @@ def score(
     on_gpu = device if device.type == "cuda" else None
     result = evaluate(features, scoring, camera_pairs=config.camera_pairs, fpr=config.fpr, device=on_gpu)
     folder = folder_for(base, result.record, replace(features.record, covered=0, scoring=USUAL))
+    say_if_other_rate(folder / "result.json", config.fpr)
     with writing(folder):
         result.save(folder)
     print(f"{result}\nresult in {folder}")
@@ -81,6 +83,14 @@ def score(
         content = Content(dataset=dataset, dataset_path=config.dataset_path, split=split, device=on_gpu)
         write_report(Source(folder, run_of(folder)), result, content)
     return splits.Scored.of(result, folder)
+
+
+def say_if_other_rate(path: Path, fpr: float) -> None:
+    """Logs that a result of the same evaluation, with the threshold for another --fpr, is replaced."""
+    with suppress(OSError, ValueError, KeyError, TypeError):  # none, damaged or from another version
+        before = json.loads(path.read_text(encoding="utf-8"))["open_set"]["fpr"]
+        if before != fpr:
+            logger.info(f"{path} with the threshold for --fpr {before:g} is replaced")
 
 
 def score_weights(request: Request) -> None:
@@ -164,9 +174,8 @@ class Evaluation:
         count = len(read_json(path, list))
         numbers = list(range(count)) if wanted is None else list(wanted)
         if absent := [n for n in numbers if n >= count]:
-            raise InputError(
-                f"{path} has {count} entries, so --split {absent[0]} does not exist; use 0 to {count - 1}, or all"
-            )
+            there = f"use 0 to {count - 1}, or all" if count > 1 else "its only one is 0"
+            raise InputError(f"{path}: --split {absent[0]} does not exist; {there}")
         return numbers
 
     def score_split(self, name: str, split: int, base: Path) -> list[splits.Scored]:

@@ -167,7 +167,7 @@ def check_labels(query_pids, gallery_pids, query_camids=None, gallery_camids=Non
             if array.ndim != 1 or not whole or (array != np.floor(array)).any():
                 raise InputError(f"{name} have shape {array.shape} and type {array.dtype}; expected one integer each")
             if not array.size:
-                raise InputError(f"there are no {name}: the set is empty")
+                raise InputError(f"there are no {name}: the set is empty; a test needs query and gallery images")
             array = array.astype(np.int64)
         sides.append(array)
     for side, pids, camids in (("query", sides[0], sides[2]), ("gallery", sides[1], sides[3])):

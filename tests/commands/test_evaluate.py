@@ -81,11 +81,11 @@ def test_each_split_has_its_own_features_and_result(evaluated, run):
     )
 
 
-@pytest.mark.parametrize("flags, word", [(["--split", "all"], "all"), (["--split", 2, 0, 1], "2-0-1")])
+@pytest.mark.parametrize("flags, word", [(["--split", "all"], "all"), (["--split", 2, 0, 1], "0-1-2")])
 def test_several_splits_and_their_mean(evaluated, run, flags, word):
     done = evaluated(*flags)
     content = json.loads((run / f"eval-many_splits-{word}" / "splits.json").read_text(encoding="utf-8"))
-    assert content["splits"] == ([0, 1, 2] if word == "all" else [2, 0, 1])
+    assert content["splits"] == [0, 1, 2]
     for i, name in enumerate(content["folders"]):
         one = result(run / name)
         scores = {"mAP": one["map"], "mINP": one["minp"], **{f"Rank-{k}": one["cmc"][k - 1] for k in (1, 5, 10)}}
@@ -120,8 +120,8 @@ def test_summaries_of_other_settings_and_bands(evaluated, run):
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--split", 3], "splits.json has 3 entries, so --split 3 does not exist; use 0 to 2, or all"),
-    (["--split", 0, 7], "splits.json has 3 entries, so --split 7 does not exist"),
+    (["--split", 3], "splits.json: --split 3 does not exist; use 0 to 2, or all"),
+    (["--split", 0, 7], "splits.json: --split 7 does not exist"),
     (["--split", "all", 1], "--split all 1: give distinct numbers of entries of splits.json, or all"),
     (["--split", -1], "--split -1: give distinct numbers"),
     (["--split", 1, 1], "--split 1 1: give distinct numbers"),
@@ -236,3 +236,17 @@ def test_no_device_is_missed_by_a_user_of_features(script, tmp_path, data, run, 
     assert "no CUDA" in evaluated().stderr
     done = script("evaluate.py", "--features", run / "eval-many" / "features.h5")
     assert done.returncode == 0 and done.stderr == ""
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--h", "192"], "--h is for --weights; features have been extracted already"),
+    (["--engine", "torch"], "--engine is for --weights"),
+    (["--split", "0"], "--split with --features only names the images of a report; add --report"),
+    (["--dataset_type", "tiny"], "--dataset_type with --features only names"),
+    (["--split", "0", "1", "--report"], "one dataset and one split"),
+    (["--fpr", "0.5"], "--fpr 0.5: give a rate of false accepts above 0, at most 0.01"),
+    (["--occlude", "1", "1"], "names a band twice"),
+])  # fmt: skip
+def test_flags_that_would_do_nothing(flags, words, script):
+    done = script("evaluate.py", "--features", "f.h5", *flags)
+    assert done.returncode == 2 and words in done.stderr

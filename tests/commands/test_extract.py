@@ -59,7 +59,7 @@ def test_extract_goes_on_after_a_signal(weights, images, tmp_path, script, monke
 
 
 def test_extract_sees_that_images_were_replaced(weights, images, tmp_path, script):
-    """The same names with other people in them, and a folder of the same names, are extracted again."""
+    """The same names with other people in them, and a folder of the same names: kept, or replaced on request."""
     for folder, shift in (("a", 0), ("b", 3)):
         (tmp_path / folder).mkdir()
         for i in range(3):
@@ -67,10 +67,14 @@ def test_extract_sees_that_images_were_replaced(weights, images, tmp_path, scrip
     out = tmp_path / "f.h5"
 
     def extracted(folder):
-        assert (
-            run_reid(script, "extract", "--weights", weights, "--images", tmp_path / folder, "--out", out).returncode
-            == 0
-        )
+        flags = ["extract", "--weights", weights, "--images", tmp_path / folder, "--out", out]
+        if out.exists():
+            before = out.read_bytes()
+            done = run_reid(script, *flags)
+            assert done.returncode == 2 and "has other features (content" in done.stderr
+            assert out.read_bytes() == before
+            flags.append("--overwrite")
+        assert run_reid(script, *flags).returncode == 0
         with h5py.File(out) as f:
             return f["features"][:]
 

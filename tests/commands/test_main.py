@@ -117,3 +117,14 @@ def test_an_error_of_the_program_keeps_its_traceback():
 
     with pytest.raises(ZeroDivisionError):
         reported(work, debug=False)
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["trian"], "unknown command 'trian' (did you mean train?)"),
+    (["--debug", "train"], "unknown argument '--debug' (give it after the command)"),
+    (["evaluate", "--rerankk"], "(did you mean --rerank?); python -m reid evaluate --help lists all"),
+])  # fmt: skip
+def test_mistyped_commands(arguments, words, capsys):
+    with pytest.raises(SystemExit) as e:
+        main(arguments)
+    assert e.value.code == 2 and words in capsys.readouterr().err
