@@ -74,10 +74,11 @@ def counts(dataset: Dataset) -> Iterator[Finding]:
 def people(dataset: Dataset) -> Iterator[Finding]:
     """Too few training identities, and identities with one image."""
     images, named = Counter(image.pid for image in dataset.trainval), Names.of(dataset)
-    if len(images) < 2:
-        what = f"trainval has {len(images)} identities; training needs at least 2"
-        hint = "" if images else ", but evaluation needs none"
-        yield Finding("error", "identities", f"{dataset.folder}: {what}{hint}")
+    if not images:
+        what = "there are no training images; the set can be evaluated, not trained on"
+        yield Finding("warning", "identities", f"{dataset.folder}: {what}")
+    elif len(images) < 2:
+        yield Finding("error", "identities", f"{dataset.folder}: trainval has 1 identity; training needs at least 2")
     if set(images.values()) == {1}:
         return  # `pairs` reports all of them at once
     for path, pid, _ in dataset.trainval:
@@ -97,7 +98,7 @@ def pairs(dataset: Dataset) -> Iterator[Finding]:
         return
     what = ""
     if max(images.values()) == 1:
-        what = "has two images, so training never sees two different images of one person"
+        what = "has two images, so training never sees two different images of one identity"
     elif max(map(len, cameras.values())) == 1 and not dataset.without_cameras:
         what = "is seen by two cameras, so training does not learn to match across cameras"
     if what:

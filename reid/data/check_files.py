@@ -68,7 +68,7 @@ def examine(path: str, hasher: ModuleType | None) -> Decoded:
     digest = ""
     try:
         if (size := os.path.getsize(path)) > MAX_IMAGE:
-            raise InputError(f"has {size:,} bytes, too many for an image of a person")
+            raise InputError(f"has {size:,} bytes, too many for a cropped image")
         content = Path(path).read_bytes()
         digest = hashlib.sha256(content).hexdigest()
         image = open_image(content)
@@ -82,14 +82,14 @@ def examine(path: str, hasher: ModuleType | None) -> Decoded:
 
 
 def unreadable(dataset: Dataset, read: dict[str, Decoded]) -> Iterator[Finding]:
-    """Images that cannot be decoded, or are too small to show a person."""
+    """Images that cannot be decoded, or are too small to show anything."""
     named = Names.of(dataset)
     for path, result in read.items():
         if result.problem:
             what = f"{named.file(path)} {result.problem}; replace it or take it out of the lists"
             yield Finding("error", "unreadable", what)
         elif min(result.size) < MIN_SIDE:
-            what = "{} has {} x {} pixels, too few to show a person; take it out of the lists"
+            what = "{} has {} x {} pixels, too few to show anything; take it out of the lists"
             yield Finding("warning", "small", what.format(named.file(path), *result.size))
 
 

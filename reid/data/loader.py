@@ -22,7 +22,7 @@ from reid.data.records import Image
 from reid.device import Hardware
 from reid.errors import InputError, MissingInput
 
-MAX_PIXELS = 64_000_000  # a person crop is far smaller; a larger header is damage or a decompression bomb
+MAX_PIXELS = 64_000_000  # a crop is far smaller; a larger header is damage or a decompression bomb
 AHEAD = 128  # images that are decoded before they are needed
 
 
@@ -42,7 +42,7 @@ UPRIGHT = {
 def unusable(image: PILImage.Image) -> str:
     """Why an opened image cannot be used, or ""."""
     if image.width * image.height > MAX_PIXELS:
-        return f"has {image.width} x {image.height} pixels, too many for an image of a person"
+        return f"has {image.width} x {image.height} pixels, too many for a cropped image"
     if image.mode[0] in "IF":
         return f"has more than 8 bits per channel (mode {image.mode}) and an unknown range; convert it to 8 bits"
     return ""

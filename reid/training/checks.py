@@ -25,6 +25,8 @@ def checked_dataset(config: Config, first: bool) -> Dataset:
     """
     datasets = [open_dataset(name, config.dataset_path, config.split) for name in config.dataset_type]
     for dataset in datasets:
+        if not dataset.trainval:
+            raise InputError(f"{dataset.folder} has no training images; it can only be evaluated")
         findings = check_lists(dataset)
         for finding in findings:
             if finding.level == "error":

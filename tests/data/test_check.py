@@ -76,7 +76,7 @@ DAMAGED = {
     "cut": (picture(5)[:-400], "is damaged"),
     "huge header": (huge_png(), "is damaged: Image size (3600000000 pixels) exceeds limit"),
     "deep": (picture(7, mode="I;16", kind="PNG"), "has more than 8 bits per channel"),
-    "large": (picture(6, (8_200, 8_000), "PNG", "1"), "has 8200 x 8000 pixels, too many for an image of a person"),
+    "large": (picture(6, (8_200, 8_000), "PNG", "1"), "has 8200 x 8000 pixels, too many for a cropped image"),
 }
 
 
@@ -155,7 +155,7 @@ def test_errors_of_the_lists_alone(tmp_path):
     found = {f.rule: f for f in check_lists(read_dataset(tmp_path / "tiny"))}
     assert sorted(found) == ["cameras", "identities", "match"] and {f.level for f in found.values()} == {"error"}
     assert "all query and gallery images are from camera 0" in found["cameras"].message
-    assert "trainval has 1 identities; training needs at least 2" in found["identities"].message
+    assert "trainval has 1 identity; training needs at least 2" in found["identities"].message
 
 
 def test_counts_and_protocol_of_a_known_dataset(tmp_path, capsys):

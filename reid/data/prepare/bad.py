@@ -38,7 +38,7 @@ def contents(source: Source, names: Iterable[str]) -> Iterator[tuple[str, bytes 
     for name in names:
         try:
             if (size := source.sizes[name]) > MAX_IMAGE:
-                raise InputError(f"has {size:,} bytes, too many for an image of a person")
+                raise InputError(f"has {size:,} bytes, too many for a cropped image")
             yield name, source.read(name)
         except InputError as e:
             yield name, e

@@ -126,7 +126,7 @@ def place(mat: Path, cells: Cells, wanted: dict[str, list[Path]]) -> None:
             with damage(mat, f"image {name}", MALFORMED):
                 cell = file[cells[name]]
                 if cell.size > MAX_IMAGE:
-                    raise ValueError(f"{cell.shape} is too large for an image of a person")
+                    raise ValueError(f"{cell.shape} is too large for a cropped image")
                 image = PILImage.fromarray(np.ascontiguousarray(cell[:].T))
             for path in paths:
                 image.save(path)
