@@ -199,6 +199,16 @@ def camera_table(rows: list[dict], labels: Labels) -> str:
     return "\n".join(lines)
 
 
+def warn_of_lengths(features: Features, metric: str) -> None:
+    """Warns of Euclidean distances between features of other lengths than 1."""
+    sides = features.query.features, features.gallery.features
+    if metric == "euclidean" and not all(of_unit_length(side[:SAMPLE]) for side in sides):
+        logger.warning(
+            "the features are not of unit length, and Euclidean distances depend on their lengths; "
+            "cosine is usual for such features: --metric cosine"
+        )
+
+
 def evaluate(
     features: Features,
     scoring: Scoring = USUAL,
@@ -222,11 +232,7 @@ def evaluate(
     labels = check_labels(query.pids, gallery.pids, query.camids, gallery.camids)
     if camera_pairs and labels[2] is None:
         raise InputError("--camera_pairs needs camids, and these features have none")
-    if scoring.metric == "euclidean" and not all(of_unit_length(side.features[:SAMPLE]) for side in (query, gallery)):
-        logger.warning(
-            "the features are not of unit length, and Euclidean distances depend on their lengths; "
-            "cosine is usual for such features: --metric cosine"
-        )
+    warn_of_lengths(features, scoring.metric)
     pairs = same_person(*labels)
     settings = {"metric": scoring.metric, "device": device, "limit": limit}
     plain = partial(blocks, **settings)

@@ -49,10 +49,8 @@ def plan_own(rows: list[Row], how: Drawing) -> tuple[Plan, str]:
     assert_matches(split, images, data)
     plan = Plan(images, [split], len(data.labels.cameras), labels=data.labels)
     plan.note = "; ".join(filter(None, [*notes, NOTES[data.differ]]))
-    for reason, count in ((f"junk (identity {JUNK})", len(rows) - len(kept)),
-                          ("training images (--test_only)", len(kept) - len(used))):  # fmt: skip
-        if count:
-            plan.dropped[reason] = count
+    dropped = {f"junk (identity {JUNK})": len(rows) - len(kept), "training images (--test_only)": len(kept) - len(used)}
+    plan.dropped.update({reason: count for reason, count in dropped.items() if count})
     return plan, "\n".join([understood(used, data), *remarks])
 
 
