@@ -202,6 +202,12 @@ def newest_weights(exp_dir: str, dataset: str | None = None) -> Path:
     if wanted:
         return wanted[0]
     place = exp_dir if dataset is None else Path(exp_dir) / dataset
+    stopped = [path.parent for path in sorted(Path(place).glob("*/checkpoint.pth")) if not is_finished(path.parent)]
+    if stopped:
+        raise MissingInput(
+            f"no finished run under {place}, but {stopped[0]} was stopped; continue it with: "
+            f"python train.py --resume {stopped[0]}, or name a file with --weights"
+        )
     if not found:
         raise MissingInput(f"no finished run under {place}; train one with train.py, or name a file with --weights")
     names = ", ".join(path.as_posix() for path in found[:MOST_NAMED])

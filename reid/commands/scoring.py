@@ -25,7 +25,7 @@ from reid.files import locked, sha256, writing
 from reid.inference.engines import PACKAGES, WORTH, Wanted, open_engine, resolve_engine
 from reid.inference.testset import Extraction
 from reid.models.layers import check_height
-from reid.models.weights import read_weights
+from reid.models.weights import read_weights, trained_on
 from reid.processes import World, connected
 from reid.profiles import from_flags
 from reid.runs import evaluation_folder, newest_weights
@@ -191,6 +191,11 @@ class Evaluation:
                 logger.warning(
                     f"the weights were trained on split {self.trained.split} of {name}; where test identities of "
                     f"split {split} are among its training identities, the scores are too high"
+                )
+            elif trained == [name] and trained_on(self.weights) not in (None, dataset.fingerprint):
+                logger.warning(
+                    f"{dataset.folder} has changed since the weights were trained on it; where its test identities "
+                    "were among the training identities, the scores are too high"
                 )
             folder = folder_for(base, record, self.usual(count))
         features = extraction.features(folder / "features.h5", dataset, record)

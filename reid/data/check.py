@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from reid.data.labels import Labels
 from reid.data.published import ENLARGED, differences
-from reid.data.records import Dataset
+from reid.data.records import TEST_ONLY, Dataset
 
 NAME = re.compile(r"(\d+)_(\d+)_\d+\.\w+")  # pid, camera and number of the image
 ONE_CAMERA = 0.8  # share of the queries, or of their matches, that is reported
@@ -74,6 +74,8 @@ def counts(dataset: Dataset) -> Iterator[Finding]:
 def people(dataset: Dataset) -> Iterator[Finding]:
     """Too few training identities, and identities with one image."""
     images, named = Counter(image.pid for image in dataset.trainval), Names.of(dataset)
+    if not images and TEST_ONLY in dataset.protocol:
+        return
     if not images:
         what = "there are no training images; the set can be evaluated, not trained on"
         yield Finding("warning", "identities", f"{dataset.folder}: {what}")

@@ -17,6 +17,7 @@ from reid.data.labels import Labels
 from reid.data.loader import ImageStore, choose_cache, in_threads, pixels_of, read
 from reid.data.prepare.lists import LISTS as TABLES
 from reid.data.prepare.lists import rows_of_list
+from reid.data.prepare.numbering import assert_distinct
 from reid.data.records import Image
 from reid.errors import InputError, MissingInput
 
@@ -53,7 +54,8 @@ def list_images(sources: Sequence[str]) -> Listed:
     tabs. A table (.csv, .tsv, .json) is read as `prepare folder` reads it. Whole numbers are pids and camids as they
     are; other labels are numbered in order. Unknown labels are -1. If an image is listed twice, its last labels are
     used. Files of folders and patterns without the suffix of an image are left out and logged.
-    Raises MissingInput for a source that does not exist, InputError for one without images.
+    Raises MissingInput for a source that does not exist, InputError for one without images and for labels that look
+    the same.
     """
     found: dict[str, Found] = {}
     for source in sources:
@@ -64,6 +66,8 @@ def list_images(sources: Sequence[str]) -> Listed:
         if others:
             logger.info(f"{source}: left out, not images: {left_out(others)}")
         found |= {os.path.abspath(image.path): image for image in images}
+    assert_distinct({image.pid for image in found.values()}, "identities")
+    assert_distinct({image.camid for image in found.values()}, "cameras")
     pids, identities = numbers_of([image.pid for image in found.values()])
     camids, cameras = numbers_of([image.camid for image in found.values()])
     rows = zip(found.values(), pids, camids)

@@ -12,6 +12,7 @@ from reid.data.labels import Labels
 from reid.errors import InputError
 
 SUBSETS = ("trainval", "query", "gallery")
+TEST_ONLY = "test set only"  # in the protocol of a dataset that is made without training images
 WITHOUT_CAMERAS = "no cameras were given"  # in the protocol of a dataset that has none
 EASY = "without cameras, near-duplicate frames can answer each other, so these scores are easy to reach"
 

@@ -37,7 +37,7 @@ def draw_answers(queries: Sequence[str], found: Sequence[Answers], root: Path) -
         tiles = [Tile(pixels(query), ("query", Path(query).name))]
         for i, (distance, name, identity, camera, source) in enumerate(zip(*answers[1:]), 1):
             known = (named("identity", identity), named("camera", camera))
-            texts = (f"{i}: {distance:.3f}", *filter(None, known), Path(source).name)
+            texts = (f"{i}: {distance:.3f}", *filter(None, known), "/".join(Path(source).parts[-2:]))
             tiles.append(Tile(pixels(str(root / name)), texts))
         rows.append(tiles)
     drawn = [tile for row in rows for tile in row[1:]]

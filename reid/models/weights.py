@@ -55,6 +55,11 @@ def read_weights(path: str | Path) -> tuple[nn.Module, Config]:
     return model.eval(), config
 
 
+def trained_on(path: Path) -> str | None:
+    """The fingerprint of the dataset that a weights.pth was trained on; None if the file does not tell."""
+    return load_tensors(path).get("fingerprint")
+
+
 def check_format(content: dict[str, Any], path: str | Path) -> None:
     """Raises InputError unless content has the entries of format 1."""
     missing = [k for k in ("config", "classes", "state") if k not in content]

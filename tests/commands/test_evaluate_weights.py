@@ -114,3 +114,21 @@ def test_without_flags_the_newest_run_of_any_dataset_is_scored(straight, script,
     assert done.stderr.rstrip().endswith(f"with --weights: {named}")
     done = script("evaluate.py", "--exp_dir", tmp_path / "empty")
     assert done.returncode == 2 and "train one with train.py" in done.stderr
+    stopped = logs / "third" / "run"
+    stopped.mkdir(parents=True)
+    (stopped / "checkpoint.pth").touch()
+    done = script("evaluate.py", *flags, "--dataset_type", "third")
+    assert done.returncode == 2 and f"{stopped} was stopped; continue it with: python train.py --resume" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_dataset_that_changed_since_the_training_is_reported(straight, script, tmp_path):
+    """Another split drawn under the same name may put training identities into the test."""
+    datasets = make_dataset(tmp_path / "data" / "tiny").parent
+    lists = json.loads((datasets / "tiny" / "test.json").read_text(encoding="utf-8"))
+    lists[0]["gallery"].pop()
+    (datasets / "tiny" / "test.json").write_text(json.dumps(lists), encoding="utf-8")
+    weights = shutil.copy(straight[0] / "weights.pth", tmp_path / "w.pth")
+    flags = ["--weights", weights, "--exp_dir", tmp_path, "--dataset_type", "tiny", "--dataset_path", datasets]
+    done = script("evaluate.py", *flags)
+    assert done.returncode == 0 and "has changed since the weights were trained on it" in done.stderr

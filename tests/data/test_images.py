@@ -86,3 +86,16 @@ def test_every_file_is_opened_by_one_function():
         path.name for path in (ROOT / "reid").rglob("*.py") if "PILImage.open(" in path.read_text(encoding="utf-8")
     }
     assert opened == {"loader.py", "shapes.py", "data.py"}
+
+
+@pytest.mark.parametrize("labels, words", [
+    (("anna", "anna "), "identities with blanks at the ends"),
+    (("12", "0012"), "identities that are the same number or look the same"),
+])  # fmt: skip
+def test_labels_that_look_the_same_are_refused_as_by_prepare(tmp_path, labels, words):
+    for i in range(2):
+        PILImage.new("RGB", (4, 8)).save(tmp_path / f"{i}.jpg")
+    rows = "".join(f"{i}.jpg,{label}\n" for i, label in enumerate(labels))
+    (tmp_path / "list.csv").write_text("path,pid\n" + rows, encoding="utf-8")
+    with pytest.raises(InputError, match=words):
+        list_images([str(tmp_path / "list.csv")])

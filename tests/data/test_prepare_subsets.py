@@ -154,6 +154,7 @@ def test_a_test_only_set(tmp_path, capsys):
     assert not dataset.trainval and len(dataset.query) == 2 and len(dataset.gallery) == 6
     command = ["prepare", "folder", "--dataset_path", str(tmp_path / "sets"), "--test_only", "--source"]
     assert main([*command, str(source)]) == 0
+    assert main(["check", "p", "--dataset_path", str(tmp_path / "sets")]) == 0
     out = capsys.readouterr().out
     assert "dropped: 6 training images (--test_only)" in out and "trainval               0         0" in out
     drawn = write_files(tmp_path / "d", [f"{who}/{i}.jpg" for who in TRAIN for i in range(3)])

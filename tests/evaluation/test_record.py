@@ -122,6 +122,7 @@ def test_words_name_settings_that_differ():
         "256x64",
         "no_flip",
         "precision-bf16",
+        "engine-openvino",
         "occlude-2",
         "ap-trapezoid",
         "cmc-cuhk03",
@@ -135,6 +136,7 @@ def test_words_name_settings_that_differ():
         "384x128",
         "flip",
         "precision-fp32",
+        "engine-torch",
         "occlude-0",
         "ap-step",
         "cmc-market1501",
@@ -167,6 +169,7 @@ def test_two_records_never_share_a_folder(tmp_path, caplog, name):
         "eval-a_384x64",
         "eval-a_no_flip",
         "eval-a_precision-bf16",
+        "eval-a_engine-openvino",
         "eval-a_occlude-2",
     ]
     assert [folder_for(base, record, RECORD) for record in records] == places

@@ -36,6 +36,8 @@ class OwnImages:
             raise InputError(f"--test_share {share} is not between 0 and 1")
         if bool(self.parts) == bool(self.source):
             raise InputError("give either --source, or the folders --train, --query and --gallery")
+        if len({path.resolve() for path in self.parts.values()}) < len(self.parts):
+            raise InputError("--train, --query and --gallery need different folders; one was given twice")
         if self.layout and self.template:
             raise InputError(f"--layout {self.layout} and --template both say what the names mean; give one of them")
         if self.layout not in ("", *LAYOUTS):

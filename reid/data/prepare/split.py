@@ -10,7 +10,7 @@ from reid.data.prepare.labelled import Labelled, labelled
 from reid.data.prepare.plan import ImageRow, Plan, Split
 from reid.data.prepare.rows import JUNK, Row
 from reid.data.prepare.subsets import KINDS
-from reid.data.records import WITHOUT_CAMERAS
+from reid.data.records import TEST_ONLY, WITHOUT_CAMERAS
 from reid.errors import InputError
 
 ByCamera = dict[int, list[int]]  # {camera: positions of the images of one identity}
@@ -64,7 +64,7 @@ def given_split(data: Labelled, how: Drawing) -> tuple[Split, list[str], list[st
     if not train and not how.test_only:
         raise InputError(f"the split has no training images: {seen}; add train, or make a test set with --test_only")
     tests = sorted({"query", "gallery", "test"} & given.keys())
-    notes, remarks = ["split as given"], []
+    notes, remarks = [*[TEST_ONLY] * how.test_only, "split as given"], []
     if tests in (["gallery", "query"], ["query", "test"]):
         split = Split(train, given["query"], given[next(kind for kind in tests if kind != "query")])
     elif tests in (["gallery"], ["test"]):
@@ -101,7 +101,7 @@ def draw_split(data: Labelled, how: Drawing) -> tuple[Split, list[str], list[str
         raise InputError(f"{len(everything):,} images have no subset, but others have; give all of them one, or none")
     if how.test_only:
         query, gallery = draw_test(data, everything, rng)
-        return Split([], query, gallery), [f"test set only; queries drawn with seed {how.seed}"], []
+        return Split([], query, gallery), [f"{TEST_ONLY}; queries drawn with seed {how.seed}"], []
     places = by_identity(data, everything)
     able = [pid for pid, by_camera in places.items() if matchable(by_camera, data)]
     single = [pid for pid, by_camera in places.items() if sum(map(len, by_camera.values())) == 1]
