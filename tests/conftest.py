@@ -1,8 +1,13 @@
 """What tests share: data, scripts that run in this process, small weights, the plain form of a descriptor."""
 
+import os
+
+# before NumPy and torch start their threads. Workers of pytest-xdist share the cores; a chosen number also keeps
+# commands from warning of a busy machine
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else str(os.cpu_count()))
+
 import json
 import logging
-import os
 import runpy
 import subprocess
 import sys
@@ -25,9 +30,6 @@ from reid.models.weights import load_checkpoint, read_weights, save_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 collect_ignore = ["platforms"]  # its file takes POSIX away from the process that imports it
-# workers of pytest-xdist share the cores; a chosen number also keeps commands from warning of a busy machine
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else str(os.cpu_count()))
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by -m

@@ -256,7 +256,7 @@ def test_the_message_for_a_missing_subset_lists_what_was_found(tmp_path):
 
 def test_wrong_counts_are_refused_before_anything_is_written(tmp_path, caplog):
     with pytest.raises(
-        InputError, match=r"trainval has 1 identity and 2 images; published: 751 identities and 12,936 images"
+        InputError, match=r"trainval has 1 identities and 2 images; published: 751 identities and 12,936 images"
     ):
         prepare("market1501", write_files(tmp_path / "raw", MARKET), tmp_path / "sets")
     assert "751" in caplog.text and not (tmp_path / "sets").exists()
