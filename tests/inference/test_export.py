@@ -103,8 +103,9 @@ def test_safetensors_and_back(weights, images, tmp_path, script):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["safetensors", "pth"])
-@pytest.mark.parametrize("model", ["rrid", "strong_baseline", "mgn"])
+@pytest.mark.parametrize(
+    "model, form", [("rrid", "safetensors"), ("rrid", "pth"), ("strong_baseline", "pth"), ("mgn", "safetensors")]
+)
 def test_half_to_hand_on(model, form, images, tmp_path, script):
     """No classifiers, half the bytes, no path of the training machine; features within float16's precision."""
     pytest.importorskip("safetensors")
