@@ -2,9 +2,11 @@
 
 import os
 
-# before NumPy and torch start their threads. Workers of pytest-xdist share the cores; a chosen number also keeps
-# commands from warning of a busy machine
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else str(os.cpu_count()))
+# before NumPy and torch start their threads; a chosen number also keeps commands from warning of a busy machine
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # workers share the cores
+else:
+    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
 
 import json
 import logging
