@@ -24,6 +24,7 @@ import torch
 from PIL import Image as PILImage
 from torch import nn
 
+from reid.__main__ import main
 from reid.config import Config
 from reid.data.loader import decode
 from reid.data.transforms import normalise
@@ -238,3 +239,28 @@ def straight(small_run, tmp_path_factory):
     done = subprocess.run([sys.executable, "train.py", *flags], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return logs / "tiny" / "straight", done
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from report.browser import Browser  # tests/report/browser.py
+
+    try:
+        browser = Browser()
+    except FileNotFoundError:
+        pytest.skip("chromium is not installed (Debian: apt-get install chromium)")
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run folder of two steps on a small dataset whose evaluation has a report."""
+    root = tmp_path_factory.mktemp("trained")
+    make_dataset(root / "data" / "small", cameras=3)
+    flags = ["--dataset_type", "small", "--dataset_path", str(root / "data"), "--exp_dir", str(root / "logs")]
+    size = ["--backbone", "resnet18", "--pretrained", "none", "--h", "64", "--w", "32", "--stripes", "2"]
+    steps = ["--batch_size", "8", "--steps_per_log", "1", "--max_steps", "2", "--name", "first", "--seed", "3"]
+    assert main(["train", *flags, *size, *steps]) == 0
+    assert main(["evaluate", *flags, "--report"]) == 0
+    return root / "logs" / "small" / "first"

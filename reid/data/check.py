@@ -77,7 +77,7 @@ def people(dataset: Dataset) -> Iterator[Finding]:
     if not images and TEST_ONLY in dataset.protocol:
         return
     if not images:
-        what = "there are no training images; the set can be evaluated, not trained on"
+        what = "trainval is empty; the set can be evaluated but not trained on"
         yield Finding("warning", "identities", f"{dataset.folder}: {what}")
     elif len(images) < 2:
         yield Finding("error", "identities", f"{dataset.folder}: trainval has 1 identity; training needs at least 2")

@@ -167,7 +167,7 @@ def read_entry(path: Path, split: int) -> dict:
 def read_test_lists(
     folder: Path, meta: dict, split: int, known: dict[str, Image], report: Report
 ) -> tuple[dict[str, list[Image]], str]:
-    """({"query": images, "gallery": images}, protocol); {} if there are no official lists."""
+    """({"query": images, "gallery": images}, protocol); {} without official lists."""
     path = folder / "test.json"
     if with_places := path.exists():
         chosen, protocol = read_entry(path, split), "official lists (test.json)"

@@ -33,7 +33,7 @@ def test_the_commands(weights, tiny, tmp_path, script, monkeypatch):
     for source in (["--weights", weights, "--images", listed], ["--features", tmp_path / "f.h5"]):
         again = run("add", g, *source)
         assert again.returncode == 2 and "already" in again.stderr
-    asked = data_images.read  # a name that is there already is told before any image is looked at
+    asked = data_images.read  # existing names are reported before any image is read
     monkeypatch.setattr(data_images, "read", None)
     assert "already" in run("add", g, "--weights", weights, "--images", listed).stderr
     monkeypatch.setattr(data_images, "read", asked)

@@ -242,7 +242,7 @@ def test_open_reid_sample_of_market(shared, tmp_path):
 
 
 def test_labels(tmp_path):
-    """The user's names stand in meta.json; a dataset without them shows numbers."""
+    """The user's names are in meta.json; a dataset without them shows numbers."""
     folder = make_dataset(tmp_path / "tiny")
     assert read_dataset(folder).labels.identity(3) == "3"
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))

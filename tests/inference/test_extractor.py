@@ -83,7 +83,7 @@ def test_slot_layers_fold_exactly():
 @pytest.mark.parametrize(
     "bad", ["a.jpg", np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8), None, b"x"]
 )
-def test_what_is_no_image_is_refused(bad, weights):
+def test_other_values_than_images_are_refused(bad, weights):
     with pytest.raises(InputError):
         reid.Extractor(weights)([bad])
     with pytest.raises(InputError, match="list"):

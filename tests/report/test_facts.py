@@ -3,9 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from conftest import make_dataset
 
-from reid.__main__ import main
 from reid.bench.measure import random_features
 from reid.config import Config
 from reid.errors import InputError
@@ -23,19 +21,6 @@ def features() -> Features:
     """40 queries of 10 people on 3 cameras among 200 images, in 3 slots of 8."""
     made = random_features(40, 200, 10, 3, 24)
     return Features(made.query, made.gallery, {"slots": [3, 8], "bands": BANDS})
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A run folder of two steps on a small dataset whose evaluation has a report."""
-    root = tmp_path_factory.mktemp("trained")
-    make_dataset(root / "data" / "small", cameras=3)
-    flags = ["--dataset_type", "small", "--dataset_path", str(root / "data"), "--exp_dir", str(root / "logs")]
-    size = ["--backbone", "resnet18", "--pretrained", "none", "--h", "64", "--w", "32", "--stripes", "2"]
-    steps = ["--batch_size", "8", "--steps_per_log", "1", "--max_steps", "2", "--name", "first", "--seed", "3"]
-    assert main(["train", *flags, *size, *steps]) == 0
-    assert main(["evaluate", *flags, "--report"]) == 0
-    return root / "logs" / "small" / "first"
 
 
 def published_rows(features, dataset: str, trained: str, scoring: Scoring = USUAL) -> dict[str, str]:

@@ -9,7 +9,6 @@ import h5py
 import matplotlib
 import numpy as np
 import pytest
-from browser import Browser
 from conftest import make_dataset, make_weights
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
@@ -46,16 +45,6 @@ def zoo(tmp_path_factory):
     flags = ["--dataset_type", "zoo", "--dataset_path", str(root / "data"), "--exp_dir", str(root / "logs")]
     assert main(["evaluate", "--weights", str(weights), *flags, "--camera_pairs", "--report"]) == 0
     return root, root / "logs" / "zoo" / "eval-weights", sources
-
-
-@pytest.fixture(scope="module")
-def browser():
-    try:
-        browser = Browser()
-    except FileNotFoundError:
-        pytest.skip("chromium is not installed (Debian: apt-get install chromium)")
-    yield browser
-    browser.close()
 
 
 def rows_of(path) -> list[dict]:

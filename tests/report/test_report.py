@@ -11,7 +11,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from browser import Browser
 from conftest import make_dataset
 from PIL import Image as PILImage
 
@@ -26,16 +25,6 @@ from reid.report.page import write_report
 from reid.report.sources import Content, FoundImages, Source, find_images, run_of
 
 BANDS = [(0, 0.5), (0.5, 1), (0, 1)]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    try:
-        browser = Browser()
-    except FileNotFoundError:
-        pytest.skip("chromium is not installed (Debian: apt-get install chromium)")
-    yield browser
-    browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -64,19 +53,6 @@ def evaluated(features, tmp_path_factory):
     write_h5(folder / "features.h5", features, **features.attrs)
     assert main(["report", str(folder)]) == 0
     return folder
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A run folder of two steps on a small dataset whose evaluation has a report."""
-    root = tmp_path_factory.mktemp("trained")
-    make_dataset(root / "data" / "small", cameras=3)
-    flags = ["--dataset_type", "small", "--dataset_path", str(root / "data"), "--exp_dir", str(root / "logs")]
-    size = ["--backbone", "resnet18", "--pretrained", "none", "--h", "64", "--w", "32", "--stripes", "2"]
-    steps = ["--batch_size", "8", "--steps_per_log", "1", "--max_steps", "2", "--name", "first", "--seed", "3"]
-    assert main(["train", *flags, *size, *steps]) == 0
-    assert main(["evaluate", *flags, "--report"]) == 0
-    return root / "logs" / "small" / "first"
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ NOTES = {"cameras": "", "sequences": SEQUENCES, "files": NO_CAMERAS}  # by what 
 class Drawing:
     """How a split is made. test_share: None if the user gave none (TEST_SHARE).
 
-    test_only: there are no training images.
+    test_only: leave training images out.
     """
 
     test_share: float | None = None
