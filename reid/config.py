@@ -125,7 +125,9 @@ class Config:
     schedule_from: int = in_training(0, "step at which the schedule was restarted", scripts=())
 
     ap: str = in_evaluation("step", "compute the average precision this way", ("step", "trapezoid"))
-    cmc: str = in_evaluation("market1501", "use this definition of CMC", ("market1501", "allshots", "cuhk03"))
+    cmc: str = in_evaluation(
+        "market1501", "use this definition of CMC", ("market1501", "allshots", "cuhk03", "vehicleid")
+    )
     engine: str = in_evaluation(
         "auto",
         "run the model with this engine (auto: from 2,000 images on OpenVINO or ONNX Runtime if installed, else torch)",
@@ -136,6 +138,12 @@ class Config:
     rerank: bool = in_evaluation(False, "re-rank with k-reciprocal neighbours")
     query_expansion: int = in_evaluation(0, "replace each query by its mean with its N nearest gallery images")
     no_cameras: bool = in_evaluation(False, "do not exclude gallery images of the same identity and camera")
+    multi_query: str = in_evaluation(
+        "none",
+        "pool the images of an identity and camera into one query (Market-1501: those of gt_bbox, if prepared)",
+        ("none", "mean", "max"),
+    )
+    tracks: bool = in_evaluation(False, "rank the gallery's tracks, each at the distance of its nearest image (VeRi)")
     camera_pairs: bool = in_evaluation(False, "print mAP and Rank-1 for each pair of cameras")
     fpr: float = in_evaluation(1e-3, "recommend a threshold for this false-accept rate, at most 0.01")
     occlude: tuple[int, ...] = in_evaluation(
@@ -255,6 +263,8 @@ def check_run(c: Config) -> None:
         raise InputError(f"--dataset_type {' '.join(c.dataset_type)} names a dataset twice")
     if len(set(c.occlude)) < len(c.occlude):
         raise InputError(f"--occlude {' '.join(map(str, c.occlude))} names a band twice")
+    if c.multi_query != "none" and any(c.occlude):
+        raise InputError("--occlude covers single query images; leave out --multi_query")
     if not 0 < c.fpr <= MOST_FPR:
         raise InputError(f"--fpr {c.fpr}: give a rate of false accepts above 0, at most {MOST_FPR}")
     if c.device == "cpu" and c.gpus:

@@ -38,7 +38,7 @@ def main(arguments) -> int:
     for source in sources:
         result = None
         if source.features:
-            features = read_features(source.features)
+            features = read_features(source.features, source.scoring.multi_query != "none")
             result = evaluate(features, source.scoring, fpr=FPR, device=device)
         config = facts.read_config(source.run) if source.run else None
         typed = (arguments.dataset_type, arguments.dataset_path, arguments.split)

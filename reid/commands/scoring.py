@@ -18,7 +18,7 @@ from reid.data.shapes import warn_of_shape
 from reid.device import find_hardware, resolve_precision, set_up
 from reid.errors import InputError
 from reid.evaluation import splits
-from reid.evaluation.features import Features, read_features
+from reid.evaluation.features import SEVERAL, Features, read_features
 from reid.evaluation.record import USUAL, Record, Scoring, folder_for, with_words, words
 from reid.evaluation.results import evaluate
 from reid.files import locked, sha256, writing
@@ -39,7 +39,7 @@ def score_file(request: Request) -> None:
     hardware = find_hardware(config.device, config.gpus, warn=False)
     set_up(hardware, "fp32", config.threads)
     path = Path(config.features)
-    features = read_features(path)
+    features = read_features(path, config.multi_query != "none")
     folder = path.parent if path.name == "features.h5" else Path(config.exp_dir, "features", path.stem)
     (dataset,) = request.given.get("dataset_type", (None,))[:1]
     (split,) = (request.splits or (None,))[:1]
@@ -66,6 +66,8 @@ def score(
         rerank=config.rerank,
         query_expansion=config.query_expansion,
         cameras=not config.no_cameras,
+        multi_query=config.multi_query,
+        tracks=config.tracks,
     )
     on_gpu = device if device.type == "cuda" else None
     result = evaluate(features, scoring, camera_pairs=config.camera_pairs, fpr=config.fpr, device=on_gpu)
@@ -199,6 +201,9 @@ class Evaluation:
                 )
             folder = folder_for(base, record, self.usual(count))
         features = extraction.features(folder / "features.h5", dataset, record)
+        if self.config.multi_query != "none" and dataset.multi_query:
+            more = extraction.several(folder / SEVERAL, dataset, record)
+            features = features and replace(features, several=more)
         scored = [score(features, self.config, device, folder)] if features else []
         for band in filter(None, self.config.occlude):
             covered = extraction.covered(features, dataset, band)

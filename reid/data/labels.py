@@ -9,12 +9,13 @@ class Labels:
     """Names by number. A dataset without them shows its numbers.
 
     identities: the label of each pid. cameras: the label of each camid. sources: the original
-    name of each file in images/.
+    name of each file in images/. tracks: the track of each gallery file, in a dataset that has them.
     """
 
     identities: Sequence[str] = ()
     cameras: Sequence[str] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
+    tracks: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def given(self) -> bool:

@@ -6,6 +6,7 @@ Counts = dict[str, tuple[int, int]]  # {subset: (identities, images)}
 
 # Numbers of images are None if they differ between the 20 splits of a classic set.
 CLASSIC = {"trainval": (1_367, None), "query": (100, None), "gallery": (100, None)}
+VEHICLEID = (13_164, 113_346)
 MSMT17 = {"trainval": (1_041, 32_621), "query": (3_060, 11_659), "gallery": (3_060, 82_161)}
 PUBLISHED: dict[str, dict[str, tuple[int, int | None]]] = {
     "market1501": {"trainval": (751, 12_936), "query": (750, 3_368), "gallery": (751, 15_913)},
@@ -17,7 +18,12 @@ PUBLISHED: dict[str, dict[str, tuple[int, int | None]]] = {
     "cuhk03_classic_detected": {"all": (1_467, 14_097), **CLASSIC},
     "msmt17_v1": {**MSMT17},
     "msmt17_v2": {**MSMT17},
+    "veri776": {"trainval": (576, 37_778), "query": (200, 1_678), "gallery": (200, 11_579)},
+    "vehicleid_small": {"trainval": VEHICLEID, "query": (800, 6_493), "gallery": (800, 6_493)},
+    "vehicleid_medium": {"trainval": VEHICLEID, "query": (1_600, 13_377), "gallery": (1_600, 13_377)},
+    "vehicleid_large": {"trainval": VEHICLEID, "query": (2_400, 19_777), "gallery": (2_400, 19_777)},
 }
+GT_BBOX = {"market1501": 25_259}  # images of hand-drawn boxes
 ENLARGED = "gallery enlarged by"  # first words of the note of a set with more distractors
 
 

@@ -5,10 +5,12 @@
                           and optionally "query_fnames", "gallery_fnames",
                           "distractors": [pid..], "sources": {file: original name},
                           "labels": {"identities": [label of each pid], "cameras": [..]},
+                          "tracks": {gallery file: track},
                           "note": what is special about the test lists,
                           "prepared": {..}: what `prepare` made the dataset from
     <folder>/splits.json  [{"trainval": [pid..], "query": [pid..], "gallery": [pid..]}, ...]
-    <folder>/test.json    [{"query": [[file, pid, camera]..], "gallery": [..]}, ...]; optional
+    <folder>/test.json    [{"query": [[file, pid, camera]..], "gallery": [..]}, ...]; optional;
+                          "multi_query": further images of the queries, optional
 
 Cameras count from 0. Datasets of Open-ReID and FD-GAN have this form without test.json.
 The position of a file in `identities` gives its identity and camera; its name does not.
@@ -84,15 +86,15 @@ def read_dataset(folder: str | Path, split: int = 0, report: Report = stop) -> D
 
 def read_labels(meta: dict, path: Path, report: Report) -> Labels:
     """The labels and sources of meta.json; empty if there are none."""
-    labels, sources = meta.get("labels", {}), meta.get("sources", {})
-    if not isinstance(labels, dict) or not isinstance(sources, dict):
-        report(f"{path}: labels and sources are objects; correct them or leave them out")
+    labels, sources, tracks = (meta.get(key, {}) for key in ("labels", "sources", "tracks"))
+    if not all(isinstance(value, dict) for value in (labels, sources, tracks)):
+        report(f"{path}: labels, sources and tracks are objects; correct them or leave them out")
         return Labels()
     names = {}
     for key in ("identities", "cameras"):
         values = as_list(labels.get(key, []), f"{path}: labels, {key}", "a list of texts", report)
         names[key] = tuple(map(str, values))
-    return Labels(**names, sources=sources)
+    return Labels(**names, sources=sources, tracks=tracks)
 
 
 def read_json(path: Path, kind: type) -> Any:
@@ -171,7 +173,7 @@ def read_test_lists(
     path = folder / "test.json"
     if with_places := path.exists():
         chosen, protocol = read_entry(path, split), "official lists (test.json)"
-        rows = {s: chosen.get(s) for s in SUBSETS[1:]}
+        rows = {s: chosen.get(s) for s in SUBSETS[1:]} | {k: v for k, v in chosen.items() if k == "multi_query"}
     else:
         path = folder / "meta.json"
         protocol = "official lists (query_fnames and gallery_fnames of meta.json)"

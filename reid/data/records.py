@@ -32,6 +32,7 @@ class Dataset:
     protocol: name of the test lists, stored in every result.
     distractors: pids of the gallery for which there is no query.
     labels: the user's names of identities, cameras and images.
+    multi_query: further images of the queries' identities and cameras, for --multi_query.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Dataset:
     protocol: str
     distractors: frozenset[int]
     labels: Labels = field(default_factory=Labels)
+    multi_query: list[Image] = field(default_factory=list)
 
     @property
     def subsets(self) -> dict[str, list[Image]]:

@@ -1,8 +1,11 @@
-"""Protocols that a Ranking does not cover: CUHK03's single gallery shot, and pairs of cameras."""
+"""Protocols that a Ranking does not cover: one gallery image per identity (CUHK03, VehicleID), and pairs of cameras."""
 
 import numpy as np
 
+from reid.errors import InputError
 from reid.evaluation.ranking import CMC_RANKS, Pairs, Ranking, rank_rows
+
+QUADRATURE = 64  # nodes: exact for 127 identities before the match, and to 1e-9 for thousands
 
 
 class SingleGalleryShot:
@@ -19,21 +22,18 @@ class SingleGalleryShot:
         self.pids, self.first = np.unique(gallery_pids[self.order], return_index=True)
         self.query_pids, self.query_camids = query_pids, query_camids
         self.gallery_camids = None if gallery_camids is None else gallery_camids[self.order]
+        self.ranks = min(CMC_RANKS, len(self.order))
         self.rows: list[np.ndarray] = []
 
     def add(self, distance: np.ndarray, start: int) -> None:
         """Adds rows start .. start + n of the distances, (n, G)."""
-        ranks = min(CMC_RANKS, len(self.order))
         for q, row in enumerate(distance, start):
             own = np.searchsorted(self.pids, self.query_pids[q])
             if own == len(self.pids) or self.pids[own] != self.query_pids[q]:
                 continue
             row = row[self.order]
-            allowed = np.ones(len(row), bool)
-            if self.query_camids is not None:
-                allowed = self.gallery_camids != self.query_camids[q]
-            end = self.first[own + 1] if own + 1 < len(self.first) else len(row)
-            ours = np.arange(self.first[own], end)
+            allowed = self.allowed(q, own)
+            ours = np.arange(*self.images_of(own))
             ours = ours[allowed[ours]]
             if not len(ours):
                 continue
@@ -41,17 +41,81 @@ class SingleGalleryShot:
             shots = np.add.reduceat(allowed, self.first, dtype=int)
             p = np.add.reduceat(within, self.first, axis=1, dtype=int) / np.maximum(shots, 1)
             p[:, own] = 0
-            before = np.zeros((len(ours), ranks))  # probability of k identities before the match, k < ranks
-            before[:, 0] = 1
-            for column in p.T[p.any(0)]:
-                moved = before * column[:, None]
-                before -= moved
-                before[:, 1:] += moved[:, :-1]
-            self.rows.append(before.mean(0).cumsum())
+            self.add_query(p[:, p.any(0)])
+
+    def images_of(self, identity: int) -> tuple[int, int]:
+        """First and last + 1 of the images of an identity, in `order`."""
+        ends = *self.first, len(self.order)
+        return ends[identity], ends[identity + 1]
+
+    def allowed(self, q: int, own: int) -> np.ndarray:
+        """(G,) whether an image can be drawn for a query of the identity number `own`."""
+        if self.query_camids is None:
+            return np.ones(len(self.order), bool)
+        return self.gallery_camids != self.query_camids[q]
+
+    def add_query(self, p: np.ndarray) -> None:
+        """p (m, I): for each own image of the query, the probability that each identity ranks before it."""
+        before = np.zeros((len(p), self.ranks))  # probability of k identities before the match, k < ranks
+        before[:, 0] = 1
+        for column in p.T:
+            moved = before * column[:, None]
+            before -= moved
+            before[:, 1:] += moved[:, :-1]
+        self.rows.append(before.mean(0).cumsum())
 
     def cmc(self) -> np.ndarray:
         """(K,) mean over the queries with a match."""
         return np.mean(self.rows, axis=0)
+
+
+class SingleShotDraws(SingleGalleryShot):
+    """The exact expectation of VehicleID's protocol: CMC and mAP over all draws of its gallery.
+
+    Query and gallery hold the same images, and camids number the images of an identity, so that only the image
+    itself is junk. One random image of each identity is the gallery and all others are queries, so an image of an
+    identity with n images is a query in (n - 1) / n of the draws, and then each of the others is its match equally
+    often. As each query has one match, its average precision is 1 / rank.
+    """
+
+    def __init__(self, query_pids, gallery_pids, query_camids=None, gallery_camids=None):
+        if query_camids is None or not np.array_equal(query_pids, gallery_pids):
+            raise InputError(
+                "--cmc vehicleid needs a dataset whose test images are query and gallery, as prepare vehicleid_small "
+                "makes it, and camids; use another --cmc"
+            )
+        super().__init__(query_pids, gallery_pids, query_camids, gallery_camids)
+        self.weights: list[float] = []
+        self.inverse_ranks: list[float] = []
+        nodes, shares = np.polynomial.legendre.leggauss(QUADRATURE)
+        self.below, self.shares = (1 - nodes) / 2, shares / 2  # 1 - t for nodes t of 0 .. 1
+
+    def allowed(self, q: int, own: int) -> np.ndarray:
+        """All images of other identities, and the other images of its own."""
+        allowed = np.ones(len(self.order), bool)
+        ours = slice(*self.images_of(own))
+        allowed[ours] = self.gallery_camids[ours] != self.query_camids[q]
+        return allowed
+
+    def add_query(self, p: np.ndarray) -> None:
+        """Also adds the expectation of 1 / (1 + K) for the number K of identities before the match.
+
+        That is the integral over t = 0 .. 1 of the expectation of t^K, the product of 1 - p (1 - t) over the
+        identities: a polynomial in t, which Gauss-Legendre quadrature integrates.
+        """
+        super().add_query(p)
+        self.weights.append(len(p) / (len(p) + 1))
+        powers = np.ones((len(p), QUADRATURE))
+        for column in p.T:
+            powers *= 1 - column[:, None] * self.below
+        self.inverse_ranks.append(float((powers @ self.shares).mean()))
+
+    def cmc(self) -> np.ndarray:
+        """(K,) expectation over the draws; their number of queries is the same in all."""
+        return np.average(self.rows, axis=0, weights=self.weights)
+
+    def mean_ap(self) -> float:
+        return float(np.average(self.inverse_ranks, weights=self.weights))
 
 
 class CameraPairs:

@@ -3,7 +3,7 @@
 import os
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -23,6 +23,7 @@ UNREADABLE = (
     *(BadZipFile, zlib.error),
 )
 LARGEST = np.float32(1e15)  # number in a feature: sums of squares stay finite
+SEVERAL = "multi_query.h5"  # beside features.h5: the query side has further images of the queries
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Features:
     """A test's features.
 
     attrs: slots (S, D) and bands (S, 2), where known. record: what made the features. labels: the user's names,
-    sources by the names of the images.
+    sources by the names of the images. several: further images of the queries, for --multi_query.
     """
 
     query: Part
@@ -59,6 +60,7 @@ class Features:
     attrs: dict[str, Any]
     record: Record = UNKNOWN
     labels: Labels = field(default_factory=Labels)
+    several: Part | None = None
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
@@ -72,11 +74,12 @@ def common_folder(paths: Sequence[str]) -> str:
     return os.path.commonpath({os.path.dirname(os.path.abspath(p)) for p in paths})
 
 
-def read_features(path: str | Path) -> Features:
+def read_features(path: str | Path, several: bool = False) -> Features:
     """The features in a file. Gallery rows with pid -1 are junk and left out.
 
     .h5: ours. .npz: query_features, query_pids, query_camids and the same for gallery; without camids there are no
-    cameras. .mat: layumi's, query_f, query_label, query_cam, ... Raises InputError naming file and entry.
+    cameras. .mat: layumi's, query_f, query_label, query_cam, ... several: read also the file SEVERAL beside it, where
+    there is one. Raises InputError naming file and entry.
     """
     path = Path(path)
     readers = {".h5": read_h5, ".npz": read_npz, ".mat": read_mat}
@@ -101,7 +104,22 @@ def read_features(path: str | Path) -> Features:
         gallery = gallery.where(gallery.pids != -1)
     record = record_of(path, attrs)
     attrs.pop("record", None)
-    return Features(query, gallery, attrs, record, labels)
+    more = read_several(path.with_name(SEVERAL), record) if several else None
+    return Features(query, gallery, attrs, record, labels, more)
+
+
+def read_several(path: Path, record: Record) -> Part | None:
+    """The further images of the queries, None where the file does not exist. Raises InputError for other features."""
+    if not path.is_file():
+        return None
+    try:
+        sides, _ = read_h5(path)
+        more = checked(path, "query", *sides["query"])
+    except (KeyError, *UNREADABLE) as e:
+        raise InputError(f"{path} cannot be read: {e}. It is cut short or damaged; delete it and evaluate again") from e
+    if replace(read_record(path), content=record.content) != record:
+        raise InputError(f"{path} has features of other weights or settings; delete it and evaluate again")
+    return more
 
 
 def record_of(path: Path, attrs: dict[str, Any]) -> Record:

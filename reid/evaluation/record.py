@@ -22,11 +22,13 @@ logger = logging.getLogger(__name__)
 
 CHOICES = {
     "ap": ("step", "trapezoid"),
-    "cmc": ("market1501", "allshots", "cuhk03"),
+    "cmc": ("market1501", "allshots", "cuhk03", "vehicleid"),
     "metric": METRICS,
     "precision": ("fp32", "tf32", "bf16", None),
     "engine": ("plain", "torch", "onnx", "openvino", None),
+    "multi_query": ("none", "mean", "max"),
 }
+LATER = {"multi_query": "none", "tracks": False}  # left out at these values, so that older records stay equal
 EVALUATION_FILES = ("result.json", "features.h5", "features.h5.partial")
 
 
@@ -42,17 +44,23 @@ class Settings:
                 raise InputError(f"--{f.name} {value} is unknown; choose from {known}")
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """The fields by name; fields of LATER only with another value than the one there."""
+
+        def plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
+            return {k: v for k, v in items if k not in LATER or v != LATER[k]}
+
+        return asdict(self, dict_factory=plain)
 
     @classmethod
     def from_json(cls, content: Any, source: str | Path) -> Self:
         """The inverse of to_json. Raises InputError, naming `source`, for other fields or types."""
         kinds: dict[str, Any] = {f.name: f.type for f in fields(cls)}
+        later = {k: v for k, v in LATER.items() if k in kinds}
         again = "it is damaged or from another version; evaluate again"
-        if not isinstance(content, dict) or content.keys() != kinds.keys():
+        if not isinstance(content, dict) or content.keys() | later != kinds.keys():
             found = sorted(content) if isinstance(content, dict) else type(content).__name__
             raise InputError(f"{source}: expected a record with {', '.join(kinds)}, but found {found}; {again}")
-        values = dict(content)
+        values = later | content
         if values.get("scoring") is not None:
             values["scoring"] = Scoring.from_json(values["scoring"], source)
         for name, value in values.items():
@@ -70,7 +78,8 @@ class Scoring(Settings):
     """How features are scored; the conventions are described at Ranking, SingleGalleryShot and distances.blocks.
 
     rerank: k-reciprocal encoding. query_expansion: with how many neighbours, 0 for none. cameras: images of the
-    query's identity and camera are junk; without cameras nothing is.
+    query's identity and camera are junk; without cameras nothing is. multi_query: how the images of a query are
+    pooled. tracks: rank the gallery's tracks, each at the distance of its nearest image.
     """
 
     ap: str = "step"
@@ -79,6 +88,8 @@ class Scoring(Settings):
     rerank: bool = False
     query_expansion: int = 0
     cameras: bool = True
+    multi_query: str = "none"
+    tracks: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +124,7 @@ class Record(Settings):
     @property
     def settings(self) -> dict[str, Any]:
         """All fields, including those of the scoring."""
-        content = self.to_json()
+        content = asdict(self)
         scoring = content.pop("scoring") or {}
         return content | scoring
 

@@ -12,10 +12,11 @@ import numpy as np
 
 from reid.data.labels import Labels
 from reid.errors import InputError
-from reid.evaluation.conventions import CameraPairs, SingleGalleryShot
+from reid.evaluation.conventions import CameraPairs, SingleGalleryShot, SingleShotDraws
 from reid.evaluation.distances import BLOCK_BYTES, blocks, of_unit_length, on_host
 from reid.evaluation.features import Features
 from reid.evaluation.open_set import CONFIDENCE, mean_interval, open_set
+from reid.evaluation.pooling import Tracks, multi_query
 from reid.evaluation.ranking import Ranking, check_labels, join, rank_rows, same_person
 from reid.evaluation.record import USUAL, Record, Scoring
 from reid.evaluation.rerank import PUBLISHED, expand_queries, reciprocal_blocks
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 QUERY_COLUMNS = ("name", "pid", "camid", "matches", "first_match", "ap", "inp")
 LABEL_COLUMNS = ("source", "identity", "camera")  # of a test whose identities or cameras have labels
 RANKS = (1, 5, 10, 20)  # of the CMC, as printed
+SHOTS: dict[str, type[SingleGalleryShot]] = {"cuhk03": SingleGalleryShot, "vehicleid": SingleShotDraws}
 SAMPLE = 1024  # features of each side whose length is checked
 
 
@@ -34,7 +36,7 @@ class Result:
     """The scores of an evaluation.
 
     cmcs: each computed CMC, (K,), by convention. open_set (open_set.open_set) and cameras
-    (conventions.CameraPairs) are None if not requested.
+    (conventions.CameraPairs) are None if not requested. shot_map: mAP of VehicleID's protocol, None in others.
     """
 
     ranking: Ranking
@@ -44,6 +46,7 @@ class Result:
     open_set: dict[str, Any] | None
     cameras: list[dict] | None
     seconds: float
+    shot_map: float | None = None
 
     @property
     def record(self) -> Record:
@@ -55,8 +58,8 @@ class Result:
         s, k1, k2, weight = self.scoring, *PUBLISHED
         no_cameras = self.features.query.camids is None
         expansion = f"mean with {s.query_expansion} nearest"
-        return {
-            "ap": s.ap,
+        content = {
+            "ap": s.ap if self.shot_map is None else "expected 1 / rank",
             "cmc": s.cmc,
             "metric": s.metric,
             "ties": "counted as wrong",
@@ -64,6 +67,11 @@ class Result:
             "reranking": f"k-reciprocal, k1 {k1}, k2 {k2}, lambda {weight}" if s.rerank else "none",
             "query expansion": expansion if s.query_expansion else "none",
         }
+        if s.multi_query != "none":
+            content["multi query"] = f"{s.multi_query} of the images of an identity and camera"
+        if s.tracks:
+            content["gallery"] = "tracks, at the distance of their nearest image"
+        return content
 
     @property
     def aps(self) -> dict[str, np.ndarray]:
@@ -81,7 +89,13 @@ class Result:
 
     @property
     def mean_ap(self) -> float:
-        return float(np.nanmean(self.ap))
+        return self.maps["vehicleid" if self.shot_map is not None else self.scoring.ap]
+
+    @property
+    def maps(self) -> dict[str, float]:
+        """mAP in every convention."""
+        values = {name: float(np.nanmean(ap)) for name, ap in self.aps.items()}
+        return values if self.shot_map is None else values | {"vehicleid": self.shot_map}
 
     @cached_property
     def intervals(self) -> dict[str, list[float]]:
@@ -113,10 +127,7 @@ class Result:
             "conventions": self.conventions,
             "time": round(self.seconds, 3),
             "intervals": self.intervals,
-            "other_conventions": {
-                "map": {name: float(np.nanmean(ap)) for name, ap in self.aps.items()},
-                "cmc": {name: cmc.tolist() for name, cmc in self.cmcs.items()},
-            },
+            "other_conventions": {"map": self.maps, "cmc": {name: cmc.tolist() for name, cmc in self.cmcs.items()}},
         }
         optional = {"open_set": self.open_set, "cameras": self.cameras and self.camera_rows}
         return content | {k: v for k, v in optional.items() if v is not None}
@@ -130,7 +141,7 @@ class Result:
             f"mAP {self.mean_ap:.2%}  {ranks(self.cmc)}  mINP {r.mean_inp:.2%}",
             f"{r.n_query} queries{without}, {r.n_gallery} gallery images",
             "conventions: " + ", ".join(f"{k} {v}" for k, v in self.conventions.items()),
-            *(f"  mAP {name:<12}{np.nanmean(ap):.2%}" for name, ap in self.aps.items()),
+            *(f"  mAP {name:<12}{value:.2%}" for name, value in self.maps.items()),
             *(f"  CMC {name:<12}{ranks(cmc)}" for name, cmc in self.cmcs.items()),
             f"{CONFIDENCE:.0%} intervals over query identities: mAP {sure['map']}, Rank-1 (market1501) {sure['rank1']}",
         ]
@@ -225,6 +236,8 @@ def evaluate(
     Raises InputError for an empty side, labels that disagree, no query with a match.
     """
     started = time.perf_counter()
+    if scoring.multi_query != "none":
+        features = multi_query(features, scoring.multi_query)
     if not scoring.cameras:
         query, gallery = (replace(s, camids=None) for s in (features.query, features.gallery))
         features = replace(features, query=query, gallery=gallery)
@@ -233,29 +246,34 @@ def evaluate(
     if camera_pairs and labels[2] is None:
         raise InputError("--camera_pairs needs camids, and these features have none")
     warn_of_lengths(features, scoring.metric)
-    pairs = same_person(*labels)
     settings = {"metric": scoring.metric, "device": device, "limit": limit}
     plain = partial(blocks, **settings)
     queries = query.features
     if scoring.query_expansion:
         queries = expand_queries(queries, gallery.features, scoring.query_expansion, **settings)
-    shots = SingleGalleryShot(*labels) if scoring.cmc == "cuhk03" else None
-    table = CameraPairs(pairs, labels[2], labels[3]) if camera_pairs else None
+    tracks = Tracks.of(features) if scoring.tracks else None
+    entries = [labels[0], tracks.pids, labels[2], tracks.camids] if tracks else labels
+    pairs = same_person(*entries)
+    shots = SHOTS[scoring.cmc](*entries) if scoring.cmc in SHOTS else None
+    table = CameraPairs(pairs, entries[2], entries[3]) if camera_pairs else None
     ranked = []
     distances = partial(reciprocal_blocks, **settings) if scoring.rerank else plain
     for block in distances(queries, gallery.features):
-        ranked.append(rank_rows(block.keys, pairs, block.start))
+        keys = tracks.nearest(block.keys) if tracks else block.keys
+        ranked.append(rank_rows(keys, pairs, block.start))
         if shots:
-            shots.add(on_host(block.keys), block.start)
+            shots.add(on_host(keys), block.start)
         if table:
-            table.add(block.keys, block.start)
-    del block  # frees memory for the open set
-    ranking = join(ranked, len(query), len(gallery))
+            table.add(keys, block.start)
+    del block, keys  # frees memory for the open set
+    ranking = join(ranked, len(query), len(entries[1]))
     cmcs = {"market1501": ranking.cmc, "allshots": ranking.cmc_allshots}
     if shots:
-        cmcs["cuhk03"] = shots.cmc()
+        cmcs[scoring.cmc] = shots.cmc()
+    shot_map = shots.mean_ap() if isinstance(shots, SingleShotDraws) else None
     accepts = None
     if fpr is not None:
-        accepts = open_set(queries, gallery.features, labels[0], pairs, fpr, plain)
+        same = same_person(*labels) if tracks else pairs
+        accepts = open_set(queries, gallery.features, labels[0], same, fpr, plain)
     cameras = table.table() if table else None
-    return Result(ranking, features, scoring, cmcs, accepts, cameras, time.perf_counter() - started)
+    return Result(ranking, features, scoring, cmcs, accepts, cameras, time.perf_counter() - started, shot_map)

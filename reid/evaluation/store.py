@@ -154,12 +154,15 @@ def has_labels(path: Path, labels: dict[str, Any]) -> bool:
 def label_rows(labels: Labels, names: Sequence[str]) -> dict[str, list[str]]:
     """The user's names as parts of a features file, for images with these names; empty where none are given.
 
-    labels/identities: by pid. labels/cameras: by camid. labels/sources: of each image.
+    labels/identities: by pid. labels/cameras: by camid. labels/sources: of each image. labels/tracks: likewise, ""
+    for an image without a track.
     """
-    if not labels.given:
-        return {}
-    sources = [labels.source(name) for name in names]
-    parts = {"identities": [*labels.identities], "cameras": [*labels.cameras], "sources": sources}
+    parts: dict[str, list[str]] = {}
+    if labels.given:
+        sources = [labels.source(name) for name in names]
+        parts = {"identities": [*labels.identities], "cameras": [*labels.cameras], "sources": sources}
+    if labels.tracks:
+        parts["tracks"] = [labels.tracks.get(name, "") for name in names]
     return {f"labels/{part}": values for part, values in parts.items()}
 
 
@@ -168,9 +171,10 @@ def read_labels(path: Path) -> Labels:
     with h5py.File(path, "r") as f:
         if "labels" not in f:
             return Labels()
-        parts = ("labels/identities", "labels/cameras", "labels/sources", "names")
-        identities, cameras, sources, names = (f[part].asstr()[:].tolist() for part in parts)
-        return Labels(identities, cameras, dict(zip(names, sources)))
+        names = f["names"].asstr()[:].tolist()
+        parts = {part: values.asstr()[:].tolist() for part, values in f["labels"].items()}
+    by_name = {part: dict(zip(names, parts.pop(part, ()))) for part in ("sources", "tracks")}
+    return Labels(**parts, **by_name)
 
 
 def is_features(path: Path) -> bool:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from reid.data.labels import Labels
 from reid.data.loader import ImageStore, in_order
-from reid.data.records import Dataset
+from reid.data.records import Dataset, Image
 from reid.data.transforms import cover
-from reid.evaluation.features import Features, read_features
+from reid.evaluation.features import Features, Part, read_features, read_several
 from reid.evaluation.record import Record
 from reid.inference.describe import content_of, extract, extract_file, with_bands
 from reid.inference.engines import Engine
@@ -54,9 +54,7 @@ class Extraction:
             covered=0,
         )
 
-    def store(self, dataset: Dataset) -> ImageStore:
-        """The query images and then the gallery images."""
-        images = [*dataset.query, *dataset.gallery]
+    def store(self, images: list[Image]) -> ImageStore:
         return ImageStore(images, self.h, self.w, self.num_workers, device=self.engine.device)
 
     def batches(self, store: ImageStore, start: int, stop: int) -> Iterator[Tensor]:
@@ -66,20 +64,30 @@ class Extraction:
 
     def features(self, path: Path, dataset: Dataset, record: Record) -> Features | None:
         """The features in the file `path`, which is completed or reused; None on ranks other than 0."""
-        store = self.store(dataset)
         sides = {"query": dataset.query, "gallery": dataset.gallery}
+        self.write(path, sides, record, labels_by_path(dataset))
+        return read_features(path) if self.here.first else None
+
+    def several(self, path: Path, dataset: Dataset, record: Record) -> Part | None:
+        """The features of the dataset's further query images, in the file `path`; None on ranks other than 0."""
+        first = self.here.first
+        record = replace(record, content=content_of(dataset.multi_query) if first else None)
+        self.write(path, {"query": dataset.multi_query}, record, Labels())
+        return read_several(path, record) if first else None
+
+    def write(self, path: Path, sides: dict[str, list[Image]], record: Record, labels: Labels) -> None:
+        """Completes or reuses a features file."""
+        store = self.store([image for images in sides.values() for image in images])
 
         def load(start: int) -> Iterator[Tensor]:
             return self.batches(store, start, len(store.paths))
 
-        attrs = with_bands(self.bands)
-        extract_file(path, self.engine, load, sides, record, labels_by_path(dataset), **attrs)
-        return read_features(path) if self.here.first else None
+        extract_file(path, self.engine, load, sides, record, labels, **with_bands(self.bands))
 
     def covered(self, features: Features | None, dataset: Dataset, band: int) -> Features | None:
         """The features with a band of each query image covered; None on ranks other than 0."""
         count = len(dataset.query)
-        batches = self.batches(self.store(dataset), 0, count)
+        batches = self.batches(self.store(dataset.query), 0, count)
         images = (cover(pixels, band) for pixels in batches)
         found = extract(self.engine, images, count)
         if features is None:
@@ -94,4 +102,5 @@ def labels_by_path(dataset: Dataset) -> Labels:
     files = {
         image.path: Path(image.path).relative_to(folder).as_posix() for image in (*dataset.query, *dataset.gallery)
     }
-    return replace(labels, sources={path: labels.source(file) for path, file in files.items()})
+    tracks = {path: labels.tracks[file] for path, file in files.items() if file in labels.tracks}
+    return replace(labels, sources={path: labels.source(file) for path, file in files.items()}, tracks=tracks)

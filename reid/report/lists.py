@@ -58,7 +58,7 @@ def rank_lists(result: Result, top: int = 10, device=None) -> tuple[Pairs, Pairs
     same = same_person(*labels)
     most_junk = np.bincount(same.query[same.junk], minlength=1).max()
     table = None
-    if query.camids is not None and result.cameras is None:
+    if query.camids is not None and result.cameras is None and scoring.cmc != "vehicleid":
         table = CameraPairs(same, labels[2], labels[3])
     queries, distances = query.features, reciprocal_blocks if scoring.rerank else blocks
     if scoring.query_expansion:

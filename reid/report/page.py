@@ -32,6 +32,8 @@ def write_report(source: Source, result: Result | None, content: Content) -> Non
 
     Raises InputError where the folder cannot be written, matplotlib is missing, or there is nothing to report.
     """
+    if result and result.scoring.tracks:
+        raise InputError("a report lists single images; report the evaluation without --tracks")
     with figures.styled():  # raises before the long work
         images = FoundImages({})
         dataset = content.dataset or ""

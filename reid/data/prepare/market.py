@@ -1,7 +1,7 @@
 """Datasets in the folders of Market-1501: bounding_box_train/, query/, bounding_box_test/."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 
 from reid.data.folders import is_image
@@ -16,33 +16,51 @@ DISTRACTORS = ("images", "distractors", "distractors_500k")  # distractors_500k.
 # 0002_c1s1_000451_03.jpg, 0001_c2_f0046182.jpg
 NAME = re.compile(r"(-?\d+)_c(\d+)(?:s\d+)?_.+", re.IGNORECASE)
 JUNK = -1
+GT_BBOX = "gt_bbox"  # boxes drawn by hand, of training and test identities
 
 
-def plan(source: Source, num_cameras: int, below: str = "", distractors: bool = False) -> Plan:
+def plan(
+    source: Source, num_cameras: int, below: str = "", distractors: bool = False, folders: Mapping[str, str] = FOLDERS
+) -> Plan:
     """Reads names as {pid}_c{camera}..., cameras from 1. Images of pid -1 (junk) are dropped.
 
     below: the folder above the three, where a source holds several sets.
     distractors: images of a distractor folder beside the three join the gallery as pid 0.
+    folders: by subset. Images of gt_bbox beside them that show a query's identity in its camera are kept for
+    --multi_query.
     """
-    roots = find_roots(source, FOLDERS["trainval"], below)
+    roots = find_roots(source, folders["trainval"], below)
     if not roots:
-        part = f"{below}/{FOLDERS['trainval']}/" if below else f"{FOLDERS['trainval']}/"
-        raise missing_part(source, part, FOLDERS.values())
+        part = f"{below}/{folders['trainval']}/" if below else f"{folders['trainval']}/"
+        raise missing_part(source, part, folders.values())
     root, result = roots[0], Plan([], [Split()], num_cameras)
     unreadable: list[str] = []
-    for subset, folder in FOLDERS.items():
+    for subset, folder in folders.items():
         names = inside(source, root + folder)
         if not names:
-            raise missing_part(source, f"{root}{folder}/", FOLDERS.values())
+            raise missing_part(source, f"{root}{folder}/", folders.values())
         result.splits[0].subsets[subset] += add(result, names, unreadable, folder)
     for folder in DISTRACTORS if distractors else ():
         rows = add(result, inside(source, root + folder), unreadable, folder, pid=0)
         result.splits[0].gallery += rows
         result.extra += len(rows)
+    add_multi_query(result, inside(source, root + GT_BBOX), unreadable)
     refuse_unreadable(source, unreadable, f"{{pid}}_c{{camera 1 to {num_cameras}}}_...")
     if result.extra:
         result.note = f"{ENLARGED} {result.extra:,} distractors"
     return result
+
+
+def add_multi_query(result: Plan, names: list[str], unreadable: list[str]) -> None:
+    """Adds the images of gt_bbox with identity and camera of a query."""
+    boxes = Plan([], [Split()], result.num_cameras)
+    add(boxes, names, unreadable, GT_BBOX)
+    (split,) = result.splits
+    wanted = {result.images[i][1:] for i in split.query}
+    kept = [row for row in boxes.images if row[1:] in wanted]
+    split.multi_query = list(range(len(result.images), len(result.images) + len(kept)))
+    result.images += kept
+    result.boxes = len(boxes.images)
 
 
 def add(result: Plan, names: list[str], unreadable: list[str], folder: str, pid: int | None = None) -> list[int]:

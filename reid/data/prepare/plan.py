@@ -9,7 +9,7 @@ from typing import Any
 from reid.data.folders import left_out
 from reid.data.labels import Labels
 from reid.data.messages import shortened
-from reid.data.published import PUBLISHED, Counts, differences
+from reid.data.published import GT_BBOX, PUBLISHED, Counts, differences
 from reid.data.records import SUBSETS
 from reid.errors import InputError
 
@@ -24,6 +24,7 @@ class Split:
     trainval: list[int] = field(default_factory=list)
     query: list[int] = field(default_factory=list)
     gallery: list[int] = field(default_factory=list)
+    multi_query: list[int] = field(default_factory=list)  # further images of the queries
 
     @property
     def subsets(self) -> dict[str, list[int]]:
@@ -41,8 +42,10 @@ class Plan:
     ignored: list[str] = field(default_factory=list)  # files that are not images
     labels: Labels = field(default_factory=Labels)
     prepared: dict[str, Any] = field(default_factory=dict)  # what the dataset is made from
+    boxes: int = 0  # images of gt_bbox, of which multi_query is a part
     extra: int = 0  # gallery images beyond the published ones
     note: str = ""  # what is special about the test lists; becomes part of the protocol
+    tracks: dict[str, str] = field(default_factory=dict)  # of gallery images, by name in the source
     place: Place | None = None  # for images that are not files of the source
 
     def counts(self, split: int = 0) -> Counts:
@@ -83,5 +86,9 @@ def assert_sound(name: str, plan: Plan, source: Path) -> None:
         counts = plan.counts(number)
         pids, images = counts["gallery"]
         counts["gallery"] = (pids, images - plan.extra)
+        if plan.boxes and plan.boxes != GT_BBOX.get(name, plan.boxes):
+            raise InputError(
+                f"{source}: gt_bbox has {plan.boxes:,} images; published: {GT_BBOX[name]:,}; restore or remove it"
+            )
         for difference in differences(name, counts):
             raise InputError(f"{source}: {difference}; the source is incomplete, changed, or another dataset")

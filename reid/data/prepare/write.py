@@ -36,6 +36,9 @@ def write(name: str, plan: Plan, folder: Path, place: Place) -> None:
     place(wanted)
 
     tests = [{s: [rows[i] for i in split.subsets[s]] for s in SUBSETS[1:]} for split in plan.splits]
+    for test, split in zip(tests, plan.splits):
+        if split.multi_query:
+            test["multi_query"] = [rows[i] for i in split.multi_query]
     splits = []
     for split in plan.splits:
         splits.append({s: sorted({rows[i][1] for i in some}) for s, some in split.subsets.items()})
@@ -44,6 +47,8 @@ def write(name: str, plan: Plan, folder: Path, place: Place) -> None:
         meta["distractors"] = sorted(set(splits[0]["gallery"]) - set(splits[0]["query"]))
     if plan.note:
         meta["note"] = plan.note
+    if plan.tracks:
+        meta["tracks"] = {row[0]: plan.tracks[i[0]] for row, i in zip(rows, plan.images) if i[0] in plan.tracks}
     if plan.labels.identities:
         meta["labels"] = {"identities": list(plan.labels.identities), "cameras": list(plan.labels.cameras)}
     meta["prepared"] = plan.prepared
