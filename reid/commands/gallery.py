@@ -14,6 +14,7 @@ from reid.data.images import ReadImages, list_images, read_images
 from reid.data.labels import Labels
 from reid.data.loader import in_order
 from reid.errors import InputError, MissingInput
+from reid.evaluation.pooling import POOLS, pool
 from reid.evaluation.record import read_record
 from reid.evaluation.store import read_h5, read_labels
 from reid.files import atomic_file, writing
@@ -55,6 +56,9 @@ def add_arguments(parser) -> None:
     sub.add_argument("--images", required=True, nargs="+", help="search for these images, folders or lists")
     sub.add_argument("--skip_bad", action="store_true", help="leave out images that cannot be read, and list them")
     sub.add_argument("--top", type=int, default=10, metavar="N", help="list at most N answers (default 10)")
+    sub.add_argument(
+        "--multi_query", choices=tuple(POOLS), help="search once, with the mean or maximum of all --images"
+    )
     sub.add_argument("--threshold", type=float, default=np.inf, help="largest squared distance, as in evaluate.py")
     sub.add_argument("--picture", metavar="FILE", help="draw queries and answers (.png, .jpg)")
     sub.add_argument("--csv", metavar="FILE", help="also write the answers as CSV")
@@ -176,7 +180,12 @@ def search(a) -> int:
     gallery.refuse_other(fingerprint(extractor))
     read = read_images(images, extractor.size, extractor.num_workers, extractor.device, a.skip_bad)
     queries = [image.path for image in read.images]
-    found = gallery.search(descriptors(extractor, read), a.top, a.threshold)
+    features = descriptors(extractor, read)
+    if a.multi_query:
+        features = pool(features, a.multi_query)[None]
+        print(f"{a.multi_query} of {len(queries)} images:")
+        queries = queries[:1]
+    found = gallery.search(features, a.top, a.threshold)
     for image, answers in zip(queries, found):
         print(f"{image}\n{as_text(answers)}")
         if not answers.names:
