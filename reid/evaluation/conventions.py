@@ -1,5 +1,7 @@
 """Protocols that a Ranking does not cover: one gallery image per identity (CUHK03, VehicleID), and pairs of cameras."""
 
+from typing import Any
+
 import numpy as np
 
 from reid.errors import InputError
@@ -21,7 +23,7 @@ class SingleGalleryShot:
         self.order = np.argsort(gallery_pids, kind="stable")
         self.pids, self.first = np.unique(gallery_pids[self.order], return_index=True)
         self.query_pids, self.query_camids = query_pids, query_camids
-        self.gallery_camids = None if gallery_camids is None else gallery_camids[self.order]
+        self.gallery_camids: Any = None if gallery_camids is None else gallery_camids[self.order]
         self.ranks = min(CMC_RANKS, len(self.order))
         self.rows: list[np.ndarray] = []
 
@@ -50,7 +52,7 @@ class SingleGalleryShot:
 
     def allowed(self, q: int, own: int) -> np.ndarray:
         """(G,) whether an image can be drawn for a query of the identity number `own`."""
-        if self.query_camids is None:
+        if self.gallery_camids is None:
             return np.ones(len(self.order), bool)
         return self.gallery_camids != self.query_camids[q]
 

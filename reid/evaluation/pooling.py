@@ -1,6 +1,7 @@
 """Several images as one: the descriptors of a query's images, and the images of a gallery track."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from reid.evaluation.features import Features, Part
 
 logger = logging.getLogger(__name__)
 
-POOLS = {"mean": np.mean, "max": np.max}
+POOLS: dict[str, Callable[..., np.ndarray]] = {"mean": np.mean, "max": np.max}
 
 
 def pool(features: np.ndarray, how: str) -> np.ndarray:

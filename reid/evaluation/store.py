@@ -173,8 +173,9 @@ def read_labels(path: Path) -> Labels:
             return Labels()
         names = f["names"].asstr()[:].tolist()
         parts = {part: values.asstr()[:].tolist() for part, values in f["labels"].items()}
-    by_name = {part: dict(zip(names, parts.pop(part, ()))) for part in ("sources", "tracks")}
-    return Labels(**parts, **by_name)
+    sources, tracks = (dict(zip(names, parts.get(part, ()))) for part in ("sources", "tracks"))
+    tracks = {name: track for name, track in tracks.items() if track}
+    return Labels(parts.get("identities", ()), parts.get("cameras", ()), sources, tracks)
 
 
 def is_features(path: Path) -> bool:
