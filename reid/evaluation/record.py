@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import h5py
 
@@ -24,7 +24,7 @@ CHOICES = {
     "ap": ("step", "trapezoid"),
     "cmc": ("market1501", "allshots", "cuhk03"),
     "metric": METRICS,
-    "precision": ("fp32", "tf32", "bf16", None),
+    "precision": ("fp32", "tf32", "bf16", "int8", None),
     "engine": ("plain", "torch", "onnx", "openvino", None),
 }
 EVALUATION_FILES = ("result.json", "features.h5", "features.h5.partial")
@@ -33,6 +33,8 @@ EVALUATION_FILES = ("result.json", "features.h5", "features.h5.partial")
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """A base class that checks plain fields and reads and writes them as JSON."""
+
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset()  # fields that the JSON may lack
 
     def __post_init__(self):
         for f in fields(self):
@@ -49,7 +51,7 @@ class Settings:
         """The inverse of to_json. Raises InputError, naming `source`, for other fields or types."""
         kinds: dict[str, Any] = {f.name: f.type for f in fields(cls)}
         again = "it is damaged or from another version; evaluate again"
-        if not isinstance(content, dict) or content.keys() != kinds.keys():
+        if not isinstance(content, dict) or not kinds.keys() - cls.OPTIONAL <= content.keys() <= kinds.keys():
             found = sorted(content) if isinstance(content, dict) else type(content).__name__
             raise InputError(f"{source}: expected a record with {', '.join(kinds)}, but found {found}; {again}")
         values = dict(content)
@@ -87,8 +89,11 @@ class Record(Settings):
 
     fingerprint: Dataset.fingerprint. weights, content, features: hex SHA-256 of the weights file, of the images'
     bytes, and of another system's features file. h, w: input size in pixels. precision, engine: as resolved.
-    covered: the band of each query image that is covered, 1 to 6; 0 for none. scoring: None for a features file.
+    calibration: hex SHA-256 of the calibration images of int8. covered: the band of each query image that is covered,
+    1 to 6; 0 for none. scoring: None for a features file.
     """
+
+    OPTIONAL = frozenset({"calibration"})
 
     dataset: str | None = None
     split: int | None = None
@@ -101,8 +106,14 @@ class Record(Settings):
     flip: bool | None = None
     precision: str | None = None
     engine: str | None = None
+    calibration: str | None = None
     covered: int | None = None
     scoring: Scoring | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Without a calibration the content, and so the digest, is that of files from before int8."""
+        content = super().to_json()
+        return content if self.calibration else {k: v for k, v in content.items() if k != "calibration"}
 
     @cached_property
     def digest(self) -> str:
