@@ -112,8 +112,8 @@ class Config:
     smoothing: float = in_training(0.0, "smooth the labels of the cross entropy")
     precision: str = in_training(
         "auto",
-        "run the backbone in this precision (auto: bf16 where the GPU supports it, else fp32)",
-        ("auto", *PRECISIONS),
+        "run the backbone in this precision (auto: bf16 where the GPU supports it, else fp32; int8: not for training)",
+        ("auto", *PRECISIONS, "int8"),
         scripts=ALL,
     )
     ghost_batch: int = in_training(0, "compute batch-norm statistics over N images (0: the whole batch)")
@@ -130,9 +130,17 @@ class Config:
     )
     engine: str = in_evaluation(
         "auto",
-        "run the model with this engine (auto: from 2,000 images on OpenVINO or ONNX Runtime if installed, else torch)",
+        "run the model with this engine (auto: from 2,000 images on the fastest on this machine, else torch)",
         ENGINES,
         scripts=("evaluate", *INFERENCE),
+    )
+    calibration: tuple[str, ...] = in_evaluation(
+        (),
+        "calibrate int8 on these folders, patterns or lists of images (default: the training images)",
+        scripts=("evaluate", *INFERENCE, "export"),
+    )
+    max_loss: float = in_evaluation(
+        0.5, "refuse int8 if it loses more mAP, in percentage points", scripts=("evaluate", *INFERENCE, "export")
     )
     metric: str = in_evaluation("euclidean", "rank by this distance", ("euclidean", "cosine"))
     rerank: bool = in_evaluation(False, "re-rank with k-reciprocal neighbours")

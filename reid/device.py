@@ -111,16 +111,18 @@ def process_count(device: str, gpus: tuple[int, ...]) -> int:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """'fp32', 'tf32' or 'bf16': what `precision` means on this device.
+    """'fp32', 'tf32', 'bf16' or 'int8': what `precision` means on this device.
 
     auto: bf16 on CUDA and XPU devices that compute it natively, fp32 elsewhere.
     tf32: fp32 on devices other than CUDA.
-    Raises InputError for bf16 on a device that cannot compute it at all.
+    Raises InputError for bf16 on a device that cannot compute it at all, and for int8 on a GPU.
     """
     hardware = Hardware(torch.device(device))
     kind = hardware.device.type
     if precision == "auto":
         return "bf16" if kind in ("cuda", "xpu") and hardware.native_bf16 else "fp32"
+    if precision == "int8" and kind != "cpu":
+        raise InputError("--precision int8 runs on the CPU; add --device cpu, or use --precision bf16")
     if precision == "tf32" and kind != "cuda":
         return "fp32"
     if precision == "bf16" and kind == "mps" and not hardware.native_bf16:

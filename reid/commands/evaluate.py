@@ -9,7 +9,7 @@ from reid.config import Config
 from reid.errors import InputError
 from reid.profiles import from_flags, profile
 
-OF_WEIGHTS = ("h", "w", "batch_size", "precision", "engine", "num_workers")
+OF_WEIGHTS = ("h", "w", "batch_size", "precision", "engine", "calibration", "max_loss", "num_workers")
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from reid.commands.flags import add_flags
+from reid.commands.flags import add_flags, given_flags
 from reid.config import Config
 from reid.data.images import find_images
 from reid.data.loader import decode
 from reid.errors import CheckFailed, InputError
 from reid.files import atomic_file, sha256, writing
 from reid.inference.export import HALF_TOLERANCE, NEEDS, SLACK, TOLERANCE, demo_pixels, parity, reference, write_plain
+from reid.inference.int8 import export_int8, wanted_calibration
 from reid.inference.onnx_file import INPUTS, export_onnx, run_onnx
 from reid.models.weights import read_weights
 from reid.versions import commit, installed
@@ -24,6 +25,7 @@ def add_arguments(parser) -> None:
     add = parser.add_argument
     add_flags(parser, "export", needs_weights=True)
     add("--format", choices=tuple(NEEDS), required=True, help="write ONNX, safetensors, or a file like weights.pth")
+    add("--precision", choices=("fp32", "int8"), default="fp32", help="onnx: quantise to int8 (default fp32)")
     add("--out", help="write this file (default: beside the weights, with the suffix of the format)")
     add(
         "--input",
@@ -50,6 +52,13 @@ def main(arguments) -> int:
         raise InputError(f"{out} is the input file; give another --out")
     if out.exists() and not a.overwrite:
         raise InputError(f"{out} already exists; give another --out, or --overwrite")
+    how = wanted_calibration(given_flags(a), a.precision, config, Config.dataset_path)
+    if how is not None:
+        with writing(out), atomic_file(out) as temporary:
+            size, metadata = (config.h, config.w), about(a, config)
+            print(export_int8(temporary, model, size, a.input, not a.no_flip, metadata, how))
+        print_size(out)
+        return 0
     pixels = pixels_of(a, (config.h, config.w))
     expected = reference(model, pixels, not a.no_flip)
     with writing(out):
@@ -63,6 +72,8 @@ def check(a) -> None:
             f"--format {a.format} needs {', '.join(missing)}; pip install {' '.join(missing)}, "
             'or install this project with its extra: pip install -e ".[export]"'
         )
+    if a.precision == "int8" and (a.format != "onnx" or a.images or a.tolerance is not None):
+        raise InputError("--precision int8 is for --format onnx, and is compared on --calibration images by --max_loss")
     if a.half and a.format == "onnx":
         raise InputError("--half is for safetensors and pth; an ONNX file is float32")
     if a.tolerance is None:
@@ -85,22 +96,34 @@ def pixels_of(a, size: tuple[int, int]) -> np.ndarray:
     return np.stack([decode(image.path, *size) for image in chosen])
 
 
-def write(out: Path, a, model: nn.Module, config: Config, pixels: np.ndarray, expected: np.ndarray) -> int:
-    """Writes the file and compares its descriptors with `expected`. Raises CheckFailed if they differ."""
+def about(a, config: Config) -> dict[str, str]:
+    """The metadata of the file."""
     metadata = {
         "made_by": f"python -m reid export --format {a.format}, commit {commit()}, torch {installed('torch')}",
         "weights_sha256": sha256(Path(a.pretrained_weights_dir)),
     }
+    if a.format == "onnx":
+        metadata |= {
+            "config": json.dumps(config.to_json()),
+            "input": f"{a.input}, RGB, {config.h} x {config.w} pixels (height x width), resized by a bilinear "
+            "filter with antialias",
+            "output": "unit-length descriptors",
+            "flip": "no" if a.no_flip else "mean of the features of image and mirror image",
+            "batch_norm": "folded",
+        }
+    return metadata
+
+
+def print_size(out: Path) -> None:
+    print(f"{out}: {out.stat().st_size / 2**20:.1f} MiB, SHA-256 {sha256(out)}")
+
+
+def write(out: Path, a, model: nn.Module, config: Config, pixels: np.ndarray, expected: np.ndarray) -> int:
+    """Writes the file and compares its descriptors with `expected`. Raises CheckFailed if they differ."""
+    metadata = about(a, config)
     with atomic_file(out) as temporary:
         if a.format == "onnx":
-            metadata |= {
-                "config": json.dumps(config.to_json()),
-                "input": f"{a.input}, RGB, {config.h} x {config.w} pixels (height x width), resized by a bilinear "
-                "filter with antialias",
-                "output": f"unit-length descriptors, {expected.shape[1]} numbers",
-                "flip": "no" if a.no_flip else "mean of the features of image and mirror image",
-                "batch_norm": "folded",
-            }
+            metadata["output"] += f", {expected.shape[1]} numbers"
             export_onnx(temporary, model, (config.h, config.w), a.input, not a.no_flip, metadata)
             got = run_onnx(temporary, pixels, a.input)
         else:
@@ -112,5 +135,5 @@ def write(out: Path, a, model: nn.Module, config: Config, pixels: np.ndarray, ex
         print(f"{'changes of the ranking':<28}{changes:>12}   allowed 0")
         if difference > a.tolerance or changes:
             raise CheckFailed("the exported file gives different results from the weights, and was not kept")
-    print(f"{out}: {out.stat().st_size / 2**20:.1f} MiB, SHA-256 {sha256(out)}")
+    print_size(out)
     return 0

@@ -17,8 +17,10 @@ from reid.evaluation.record import Record, differences, read_record
 from reid.evaluation.store import is_features, read_h5
 from reid.files import atomic_file, writing
 from reid.inference.describe import extract_file, with_bands
-from reid.inference.engines import Wanted, resolve_engine
+from reid.inference.engines import WORTH
 from reid.inference.extractor import Extractor
+from reid.inference.int8 import wanted_calibration
+from reid.models.weights import read_weights
 
 
 def add_arguments(parser) -> None:
@@ -58,11 +60,14 @@ def open_extractor(arguments, count: int) -> Extractor:
         raise InputError(f"--gpus {' '.join(map(str, config.gpus))}: this command uses one GPU; give one id")
     hardware = find_hardware(config.device, config.gpus)
     precision = set_up(hardware, config.precision, config.threads)
+    _, trained = read_weights(Path(config.pretrained_weights_dir))
+    calibration = wanted_calibration(given_flags(arguments), precision, trained, config.dataset_path)
+    few = config.engine == "auto" and count < WORTH and calibration is None
     return Extractor(
         config.pretrained_weights_dir,
         hardware.device,
-        engine=resolve_engine(Wanted(config.engine, precision, device=hardware.device, count=count)),
-        precision=precision,
+        engine="torch" if few else config.engine,
+        precision=calibration or precision,
         flip=not arguments.no_flip,
         batch_size=config.batch_size,
         num_workers=config.num_workers,
@@ -79,6 +84,7 @@ def record_of(extractor: Extractor, found: ReadImages) -> Record:
         flip=extractor.flip,
         precision=extractor.precision,
         engine=extractor.engine.name,
+        calibration=extractor.calibration.digest if extractor.calibration else None,
     )
 
 

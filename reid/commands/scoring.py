@@ -22,7 +22,8 @@ from reid.evaluation.features import SEVERAL, Features, read_features
 from reid.evaluation.record import USUAL, Record, Scoring, folder_for, with_words, words
 from reid.evaluation.results import evaluate
 from reid.files import locked, sha256, writing
-from reid.inference.engines import PACKAGES, WORTH, Wanted, open_engine, resolve_engine
+from reid.inference.engines import Wanted, open_engine
+from reid.inference.int8 import wanted_calibration
 from reid.inference.testset import Extraction
 from reid.models.layers import check_height
 from reid.models.weights import read_weights, trained_on
@@ -106,7 +107,15 @@ def score_weights(request: Request) -> None:
     hardware = find_hardware(config.device, config.gpus)
     precision = set_up(hardware, config.precision, config.threads)
     with connected(hardware.device) as here:
-        wanted = Wanted(config.engine, precision, device=hardware.device, sha256=sha256(weights))
+        calibration = wanted_calibration(request.given, precision, trained, config.dataset_path)
+        wanted = Wanted(
+            config.engine,
+            precision,
+            device=hardware.device,
+            sha256=sha256(weights),
+            batch_size=config.batch_size,
+            calibration=calibration,
+        )
         evaluation = Evaluation(weights, model, trained, config, wanted, here)
         for name in config.dataset_type:
             evaluation.score_dataset(folder_of(name, "").name, request.splits)  # resolves an alias
@@ -122,26 +131,26 @@ class Evaluation:
     config: Config
     wanted: Wanted
     here: World
-    opened: dict[str, Extraction] = field(default_factory=dict)  # by the name of their engine
+    opened: dict[bool, Extraction] = field(default_factory=dict)  # by Wanted.many
 
-    def usual(self, count: int) -> Record:
-        """The settings that a folder name omits: those of the training and for `count` images, and default scoring."""
+    @property
+    def usual(self) -> Record:
+        """The settings that a folder name omits: those of the training, any engine, and default scoring."""
         own = self.trained.for_evaluation()
         precision = resolve_precision(own.precision, self.wanted.device)
-        engine = resolve_engine(replace(self.wanted, engine="auto", precision=precision, count=count))
-        record = Record(split=own.split, h=own.h, w=own.w, flip=True, precision=precision, engine=engine)
+        record = Record(split=own.split, h=own.h, w=own.w, flip=True, precision=precision)
         return replace(record, covered=0, scoring=USUAL)
 
     def extraction(self, count: int) -> Extraction:
-        """For a dataset of `count` images. Datasets and splits with the same engine share it."""
-        name = resolve_engine(replace(self.wanted, count=count))
-        if name not in self.opened:
-            self.opened[name] = self.open(name)
-        return self.opened[name]
+        """For a dataset of `count` images. Datasets and splits share it."""
+        wanted = replace(self.wanted, count=count)
+        if wanted.many not in self.opened:
+            self.opened[wanted.many] = self.open(wanted)
+        return self.opened[wanted.many]
 
-    def open(self, name: str) -> Extraction:
+    def open(self, wanted: Wanted) -> Extraction:
         config, size = self.config, (self.config.h, self.config.w)
-        engine = open_engine(self.model, size, replace(self.wanted, engine=name))
+        engine = open_engine(self.model, size, wanted)
         return Extraction(
             engine=engine,
             bands=getattr(self.model, "bands", None),
@@ -149,6 +158,7 @@ class Evaluation:
             h=config.h,
             w=config.w,
             precision=self.wanted.precision,
+            calibration=self.wanted.calibration.digest if self.wanted.calibration else None,
             batch_size=config.batch_size,
             num_workers=config.num_workers,
             here=self.here,
@@ -183,8 +193,8 @@ class Evaluation:
     def score_split(self, name: str, split: int, base: Path) -> list[splits.Scored]:
         """Scores one split, and again with each covered band; [] on ranks other than 0."""
         dataset = open_dataset(name, self.config.dataset_path, split)
-        count, device = len(dataset.query) + len(dataset.gallery), self.wanted.device
-        extraction, first = self.extraction(count), self.here.first
+        extraction = self.extraction(len(dataset.query) + len(dataset.gallery))
+        device, first = self.wanted.device, self.here.first
         record, folder = extraction.record_of(name, split, dataset), base
         if first:
             print(f"{self.weights} on {dataset}")
@@ -199,7 +209,7 @@ class Evaluation:
                     f"{dataset.folder} has changed since the weights were trained on it; where its test identities "
                     "were among the training identities, the scores are too high"
                 )
-            folder = folder_for(base, record, self.usual(count))
+            folder = folder_for(base, record, self.usual)
         features = extraction.features(folder / "features.h5", dataset, record)
         if self.config.multi_query != "none" and dataset.multi_query:
             more = extraction.several(folder / SEVERAL, dataset, record)
@@ -218,8 +228,7 @@ class Evaluation:
         """Prints and saves the mean of several splits."""
         content = splits.summary(scored)
         record = replace(scored[0].record, split=self.trained.split)
-        usual = self.usual(WORTH if record.engine in PACKAGES else 0)
-        wanted = with_words(base, [f"splits-{numbers}", *words(record, usual)])
+        wanted = with_words(base, [f"splits-{numbers}", *words(record, self.usual)])
         with writing(wanted):
             folder = splits.save(content, wanted)
         print(f"\n{splits.as_text(content)}\nsummary in {folder / 'splits.json'}")

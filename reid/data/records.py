@@ -93,6 +93,15 @@ class Dataset:
     __repr__ = __str__
 
 
+def content_of(images: Sequence[Image]) -> str:
+    """Hex SHA-256 over the bytes of all files; it changes when an image is replaced under the same name."""
+    total = hashlib.sha256()
+    for image in images:
+        with open(image.path, "rb") as f:
+            total.update(hashlib.file_digest(f, "sha256").digest())
+    return total.hexdigest()
+
+
 def combine(datasets: Sequence[Dataset]) -> Dataset:
     """One dataset for joint training, in which identities and cameras stay distinct.
 

@@ -24,11 +24,12 @@ CHOICES = {
     "ap": ("step", "trapezoid"),
     "cmc": ("market1501", "allshots", "cuhk03", "vehicleid"),
     "metric": METRICS,
-    "precision": ("fp32", "tf32", "bf16", None),
+    "precision": ("fp32", "tf32", "bf16", "int8", None),
     "engine": ("plain", "torch", "onnx", "openvino", None),
     "multi_query": ("none", "mean", "max"),
 }
-LATER = {"multi_query": "none", "tracks": False}  # left out at these values, so that older records stay equal
+# left out at these values, so that older records stay equal
+LATER: dict[str, Any] = {"calibration": None, "multi_query": "none", "tracks": False}
 EVALUATION_FILES = ("result.json", "features.h5", "features.h5.partial")
 
 
@@ -98,7 +99,8 @@ class Record(Settings):
 
     fingerprint: Dataset.fingerprint. weights, content, features: hex SHA-256 of the weights file, of the images'
     bytes, and of another system's features file. h, w: input size in pixels. precision, engine: as resolved.
-    covered: the band of each query image that is covered, 1 to 6; 0 for none. scoring: None for a features file.
+    calibration: hex SHA-256 of the calibration images of int8. covered: the band of each query image that is covered,
+    1 to 6; 0 for none. scoring: None for a features file.
     """
 
     dataset: str | None = None
@@ -112,6 +114,7 @@ class Record(Settings):
     flip: bool | None = None
     precision: str | None = None
     engine: str | None = None
+    calibration: str | None = None
     covered: int | None = None
     scoring: Scoring | None = None
 

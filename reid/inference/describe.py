@@ -1,6 +1,5 @@
 """Images to descriptors, in memory or into a features file."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -101,12 +100,3 @@ def with_bands(bands: Any) -> dict[str, Any]:
 def progress(total: int, done: int = 0) -> tqdm:
     hidden = None if world().first else True  # None: shown only in a terminal
     return tqdm(total=total, initial=done, desc="features", unit=" images", disable=hidden)
-
-
-def content_of(images: Sequence[Image]) -> str:
-    """Hex SHA-256 over the bytes of all files; it changes when an image is replaced under the same name."""
-    total = hashlib.sha256()
-    for image in images:
-        with open(image.path, "rb") as f:
-            total.update(hashlib.file_digest(f, "sha256").digest())
-    return total.hexdigest()

@@ -8,15 +8,23 @@ torch     folded batch norms, channels-last layout (reid/inference/prepare.py)
 onnx      ONNX Runtime on the CPU
 openvino  OpenVINO on the CPU, in float32 or, where the CPU computes it, bf16
 
+onnx and openvino also run int8 (reid/inference/int8.py). auto times the engines that can run, once per weights file and
+machine, and takes the fastest; for few images it takes torch.
+
 Both CPU engines read one ONNX file, which is written once per weights file and settings and kept in the cache folder
-of PyTorch. Each time it is opened, its descriptors of two images are compared with those of the plain model.
+of PyTorch, as are the measured speeds. Each time it is opened, its descriptors of two images are compared with those of
+the plain model.
 """
 
 import hashlib
 import importlib.util
 import json
 import logging
-from dataclasses import dataclass
+import platform
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,7 +38,8 @@ from reid.data.loader import resized
 from reid.data.transforms import normalise
 from reid.device import autocast
 from reid.errors import CheckFailed, InputError
-from reid.files import atomic_file, locked, writing
+from reid.files import atomic_file, locked, write_json, writing
+from reid.inference.int8 import Calibration, export_int8, read_cost
 from reid.inference.onnx_file import export_onnx
 from reid.inference.prepare import prepare
 from reid.processes import world
@@ -41,7 +50,9 @@ logger = logging.getLogger(__name__)
 PACKAGES = {"openvino": ("onnx", "onnxscript", "openvino"), "onnx": ("onnx", "onnxscript", "onnxruntime")}
 CPU = torch.device("cpu")
 WORTH = 2_000  # images; below, writing the ONNX file takes longer than it saves
-ALLOWED = {"fp32": 1e-4, "bf16": 2e-2}  # difference of a descriptor's numbers from those of the plain model
+TIMED = 4  # batches per engine, of which the fastest counts
+# difference of a descriptor's numbers from those of the plain model
+ALLOWED = {"fp32": 1e-4, "bf16": 2e-2, "int8": 5e-2}
 
 
 class Engine(Protocol):
@@ -60,7 +71,7 @@ class Engine(Protocol):
 class Wanted:
     """How a model is to run. sha256: hex digest of its weights file, under which an ONNX file is kept.
 
-    count: about how many images will come, for engine auto.
+    count: about how many images will come, in batches of batch_size, for engine auto. calibration: for int8.
     """
 
     engine: str = "torch"
@@ -69,6 +80,13 @@ class Wanted:
     device: torch.device = CPU
     sha256: str = ""
     count: int = 0
+    batch_size: int = 64
+    calibration: Calibration | None = None
+
+    @property
+    def many(self) -> bool:
+        """Whether auto measures."""
+        return self.engine == "auto" and self.count >= WORTH
 
 
 @dataclass(frozen=True)
@@ -108,12 +126,13 @@ class OnnxEngine:
 
 
 def open_engine(model: nn.Module, size: tuple[int, int], wanted: Wanted) -> Engine:
-    """The model of input `size` (h, w), ready to run. Logs which engine `auto` means.
+    """The model of input `size` (h, w), ready to run. Logs which engine `auto` means, if there is a choice.
 
-    Raises InputError for an engine that is not installed or cannot run as wanted, CheckFailed for one whose
-    descriptors differ from those of the plain model.
+    Raises InputError for an engine that is not installed or cannot run as wanted, and for int8 that loses too much;
+    CheckFailed for an engine whose descriptors differ from those of the plain model.
     """
-    name = resolve_engine(wanted)
+    names = candidates(wanted)
+    name = names[0] if len(names) == 1 else fastest(model, size, wanted, names)
     device, flip, precision = wanted.device, wanted.flip, wanted.precision
     if name == "plain":
         return TorchEngine(model.to(device), device, flip, precision)
@@ -123,28 +142,82 @@ def open_engine(model: nn.Module, size: tuple[int, int], wanted: Wanted) -> Engi
     return open_onnx(model, size, name, wanted)
 
 
-def resolve_engine(wanted: Wanted) -> str:
-    """The engine's name; auto means the fastest one that is installed and worth its preparation.
+def candidates(wanted: Wanted) -> list[str]:
+    """The engines among which `wanted` chooses: one, or for auto and many images all that can run.
 
     Raises InputError.
     """
-    name = wanted.engine
+    name, int8 = wanted.engine, wanted.precision == "int8"
     if name not in ENGINES:
         raise InputError(f"engine {name!r} is unknown; choose from {', '.join(ENGINES)}")
+    if name == "auto" and (wanted.many or int8):
+        able = [n for n in PACKAGES if not refusal(n, wanted) and not missing(n)]
+        return (able or ["onnx"]) if int8 else ["torch", *able]
     if name == "auto":
-        able = wanted.count >= WORTH and not refusal("openvino", wanted)
-        name = next((n for n in PACKAGES if able and not refusal(n, wanted) and not missing(n)), "torch")
-        if able:
-            logger.info(f"engine {name}")
-    elif name in PACKAGES:
-        if reason := refusal(name, wanted):
-            raise InputError(f"--engine {name} {reason}")
-        if lacking := missing(name):
-            raise InputError(
-                f"--engine {name} needs {', '.join(lacking)}; pip install {' '.join(lacking)}, "
-                'or install this project with its extra: pip install -e ".[engines]"'
-            )
+        return ["torch"]
+    if name not in PACKAGES and int8:
+        raise InputError(f"--engine {name} does not compute in int8; use --engine onnx or openvino")
+    return [name]
+
+
+def check_able(name: str, wanted: Wanted) -> None:
+    """Raises InputError if a CPU engine is not installed or cannot run as wanted."""
+    if reason := refusal(name, wanted):
+        raise InputError(f"--engine {name} {reason}")
+    lacking = missing(name)
+    if wanted.precision == "int8" and importlib.util.find_spec("onnxruntime") is None:
+        lacking = [*lacking, "onnxruntime"]  # its quantiser
+    if lacking := sorted(set(lacking)):
+        raise InputError(
+            f"--engine {name} needs {', '.join(lacking)}; pip install {' '.join(lacking)}, "
+            'or install this project with its extra: pip install -e ".[engines]"'
+        )
+    if wanted.precision == "int8" and wanted.calibration is None:
+        raise InputError("int8 needs calibration images; in Python give precision=Calibration(images)")
+
+
+def fastest(model: nn.Module, size: tuple[int, int], wanted: Wanted, names: Sequence[str]) -> str:
+    """The engine with the most images per second on this machine, measured once and kept beside the ONNX file."""
+    path = cached_file(model, size, wanted).with_suffix(".json")
+    packages = [installed(package) for package in ("torch", "onnxruntime", "openvino")]
+    machine = [platform.machine(), platform.processor(), torch.backends.cpu.get_cpu_capability(), platform.node()]
+    facts = [*machine, *packages, torch.get_num_threads(), wanted.batch_size, wanted.precision, *names]
+    key, known, when = json.dumps(facts), {}, "measured before"
+    with suppress(OSError, ValueError):  # missing or damaged: measured again
+        known = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(known, dict):
+        known = {}
+    if key not in known:
+        known[key], when = measured(model, size, wanted, names), "measured now"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, known)
+    speeds = known[key]
+    name = max(speeds, key=speeds.__getitem__)
+    shown = ", ".join(f"{n} {speed:.0f}" for n, speed in speeds.items())
+    logger.info(f"engine {name} is the fastest here ({shown} images/s, {when})")
     return name
+
+
+def measured(model: nn.Module, size: tuple[int, int], wanted: Wanted, names: Sequence[str]) -> dict[str, float]:
+    """Images per second of each engine that gives the right answers, by turns on one batch of noise."""
+    engines = {}
+    for name in names:
+        try:
+            engines[name] = open_engine(model, size, replace(wanted, engine=name))
+        except CheckFailed as e:
+            logger.warning(str(e))
+    noise = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (wanted.batch_size, *size, 3), dtype=torch.uint8, generator=noise)
+    least = dict.fromkeys(engines, float("inf"))
+    for turn in range(TIMED + 1):
+        for name, engine in engines.items():
+            start = time.perf_counter()
+            engine(pixels.permute(0, 3, 1, 2))
+            if turn:  # the first call allocates
+                least[name] = min(least[name], time.perf_counter() - start)
+    if not engines:
+        raise CheckFailed("no engine can run this model; use --engine torch")
+    return {name: wanted.batch_size / seconds for name, seconds in least.items()}
 
 
 def refusal(name: str, wanted: Wanted) -> str:
@@ -153,8 +226,8 @@ def refusal(name: str, wanted: Wanted) -> str:
         return f"runs on the CPU, not on {wanted.device}; add --device cpu, or use --engine torch"
     if world().size > 1:
         return "runs in one process; use --engine torch"
-    if name == "onnx" and wanted.precision != "fp32":
-        return "computes in float32; use --precision fp32, or --engine openvino"
+    if name == "onnx" and wanted.precision == "bf16":
+        return "computes in float32 and int8; use --precision fp32, or --engine openvino"
     return ""
 
 
@@ -165,6 +238,7 @@ def missing(name: str) -> list[str]:
 
 def open_onnx(model: nn.Module, size: tuple[int, int], name: str, wanted: Wanted) -> Engine:
     """A CPU engine on the cached ONNX file, which is written first if it is not there, or gives other answers."""
+    check_able(name, wanted)
     plain = TorchEngine(model, flip=wanted.flip)
     images = torch.from_numpy(np.stack([resized(draw(pid, 0, 0), *size) for pid in range(2)])).permute(0, 3, 1, 2)
     expected = plain(images)
@@ -172,18 +246,19 @@ def open_onnx(model: nn.Module, size: tuple[int, int], name: str, wanted: Wanted
     with writing(path), locked(path):
         for write in (not path.exists(), True):
             if write:
-                logger.info(f"writing {path}; later commands use it again")
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with atomic_file(path) as temporary:
-                    export_onnx(temporary, model, size, "nhwc", wanted.flip, {"weights_sha256": wanted.sha256})
+                write_file(path, model, size, wanted)
             try:
                 engine = OnnxEngine(name, COMPILERS[name](path, wanted.precision), tuple(expected.shape[1:]))
                 difference = float((engine(images) - expected).abs().max())
+                cost = read_cost(path) if wanted.precision == "int8" else None
             except Exception as e:  # both packages raise plain RuntimeErrors of their own for damaged files
                 difference, reason = float("inf"), f"{type(e).__name__}: {e}"
             else:
                 reason = f"its descriptors differ by {difference:.1e}"
             if difference < ALLOWED[wanted.precision]:
+                if cost and wanted.calibration:
+                    cost.check(wanted.calibration.max_loss)
+                    logger.info(str(cost))
                 return engine
             if write:
                 break
@@ -191,14 +266,27 @@ def open_onnx(model: nn.Module, size: tuple[int, int], name: str, wanted: Wanted
     raise CheckFailed(f"--engine {name} cannot run this model: {reason}; use --engine torch")
 
 
+def write_file(path: Path, model: nn.Module, size: tuple[int, int], wanted: Wanted) -> None:
+    logger.info(f"writing {path}; later commands use it again")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"weights_sha256": wanted.sha256}
+    with atomic_file(path) as temporary:
+        if wanted.precision == "int8" and wanted.calibration:
+            export_int8(temporary, model, size, "nhwc", wanted.flip, metadata, wanted.calibration)
+        else:
+            export_onnx(temporary, model, size, "nhwc", wanted.flip, metadata)
+
+
 def cached_file(model: nn.Module, size: tuple[int, int], wanted: Wanted) -> Path:
     """The place of the ONNX file, named after everything that it depends on."""
-    facts = {
+    facts: dict[str, Any] = {
         "weights": wanted.sha256 or digest_of(model),
         "size": size,
         "flip": wanted.flip,
         "versions": [installed(package) for package in ("torch", "onnx", "onnxscript")],
     }
+    if wanted.precision == "int8" and wanted.calibration:
+        facts |= {"calibration": wanted.calibration.digest, "onnxruntime": installed("onnxruntime")}
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return Path(torch.hub.get_dir()).parent / "rrid" / f"{key[:32]}.onnx"
 
@@ -225,7 +313,7 @@ def compile_openvino(path: Path, precision: str) -> Any:
 
     settings = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
         "PERFORMANCE_HINT": "LATENCY",  # one batch after the other, on all threads
     }
     compiled = openvino.Core().compile_model(str(path), "CPU", settings)

@@ -13,7 +13,8 @@ from reid.data.loader import decode, in_order, in_threads, resized
 from reid.errors import InputError
 from reid.files import sha256
 from reid.inference.describe import describe
-from reid.inference.engines import Wanted, open_engine
+from reid.inference.engines import WORTH, Wanted, open_engine
+from reid.inference.int8 import Calibration
 from reid.models.weights import read_weights
 
 
@@ -24,8 +25,9 @@ class Extractor:
     Descriptors in float32 differ from those of the training model (eval mode) by less than 1e-4.
 
     engine: torch, onnx, openvino or plain (reid/inference/engines.py). On the CPU, onnx and openvino (extra [engines])
-    are faster; they need some seconds once for each weights file. precision: fp32, tf32 or bf16 (faster where the
-    hardware has it; cosines to the float32 descriptors above 0.999). Raises MissingInput, InputError, CheckFailed.
+    are faster; they need some seconds once for each weights file. auto is the fastest, measured once. precision: fp32,
+    tf32, bf16 (faster where the hardware has it; cosines to the float32 descriptors above 0.999), or for int8 (auto,
+    onnx, openvino) a Calibration of training images. Raises MissingInput, InputError, CheckFailed.
 
     Extractor("weights.pth")(["a.jpg", "b.jpg"]) has the shape (2, 3840) for the paper's model.
     """
@@ -36,22 +38,26 @@ class Extractor:
         device: str | torch.device = "cpu",
         *,
         engine: str = "torch",
-        precision: str = "fp32",
+        precision: str | Calibration = "fp32",
         flip: bool = True,
         batch_size: int = Config.batch_size,
         num_workers: int = Config.num_workers,
     ):
-        if precision not in PRECISIONS:
-            raise InputError(f"precision {precision!r} is unknown; choose from {', '.join(PRECISIONS)}")
+        self.calibration = precision if isinstance(precision, Calibration) else None
+        if not isinstance(precision, Calibration) and precision not in PRECISIONS:
+            raise InputError(
+                f"precision {precision!r} is unknown; choose from {', '.join(PRECISIONS)}, or a Calibration (int8)"
+            )
+        self.precision = "int8" if isinstance(precision, Calibration) else precision
         for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
             if not isinstance(value, int) or value < least:
                 raise InputError(f"{name} {value!r}: expected an integer of at least {least}")
         self.device = usable_device(device)
         model, config = read_weights(weights)
         self.weights, self.sha256 = Path(weights), sha256(Path(weights))
-        self.size, self.flip, self.precision = (config.h, config.w), flip, precision
+        self.size, self.flip = (config.h, config.w), flip
         self.batch_size, self.num_workers = batch_size, num_workers
-        wanted = Wanted(engine, precision, flip, self.device, self.sha256)
+        wanted = Wanted(engine, self.precision, flip, self.device, self.sha256, WORTH, batch_size, self.calibration)
         self.engine = open_engine(model, self.size, wanted)
         self.bands = getattr(model, "bands", None)
 

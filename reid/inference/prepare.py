@@ -16,7 +16,7 @@ TOLERANCE = 1e-3  # relative to the largest output; rounding errors are much sma
 
 
 def prepare(model: nn.Module, size: tuple[int, int], precision: str = "fp32") -> nn.Module:
-    """The model, on the CPU, with folded batch norms, channels last, and convolutions in `precision`."""
+    """A copy of the model, on its device, with folded batch norms, channels last, and convolutions in `precision`."""
     model = fold(model.eval(), size).to(memory_format=torch.channels_last)
     base = getattr(model, "base", None)
     if precision == "bf16" and base is not None:  # once, instead of in every forward; heads stay float32
@@ -27,12 +27,12 @@ def prepare(model: nn.Module, size: tuple[int, int], precision: str = "fp32") ->
 
 
 def fold(model: nn.Module, size: tuple[int, int]) -> nn.Module:
-    """A copy of the model, on the CPU, with each batch norm folded into the convolution or SlotLayer before it.
+    """A copy of the model, on its device, with each batch norm folded into the convolution or SlotLayer before it.
 
     In eval mode the outputs are equal except for rounding. This is checked on one image of noise; if they differ, a
     warning is logged and the model is returned as it is.
     """
-    noise = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(next(model.parameters()).device)
     folded = copy.deepcopy(model)
     for convolution, norm in foldable(folded, noise):
         before, after = folded.get_submodule(convolution), folded.get_submodule(norm)
@@ -48,7 +48,7 @@ def fold(model: nn.Module, size: tuple[int, int]) -> nn.Module:
         change = (folded(noise) - expected).abs().max()
     if change > TOLERANCE * expected.abs().max():
         logger.warning("batch norms cannot be folded into this model; it runs unfolded, and slower")
-        folded = model
+        folded = copy.deepcopy(model)
     return folded.requires_grad_(False)
 
 
@@ -83,7 +83,7 @@ def foldable(model: nn.Module, noise: Tensor) -> list[tuple[str, str]]:
 def fold_slots(layer: SlotLayer) -> None:
     """Folds a SlotLayer's batch norm into its weight and bias."""
     norm = layer.norm
-    assert isinstance(norm, nn.BatchNorm1d) and norm.running_var is not None and norm.running_mean is not None
+    assert isinstance(norm, _BatchNorm) and norm.running_var is not None and norm.running_mean is not None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     shift = norm.bias - norm.running_mean * scale
     scale, shift = scale.view_as(layer.bias), shift.view_as(layer.bias)

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from reid.data.labels import Labels
 from reid.data.loader import ImageStore, in_order
-from reid.data.records import Dataset, Image
+from reid.data.records import Dataset, Image, content_of
 from reid.data.transforms import cover
 from reid.evaluation.features import Features, Part, read_features, read_several
 from reid.evaluation.record import Record
-from reid.inference.describe import content_of, extract, extract_file, with_bands
+from reid.inference.describe import extract, extract_file, with_bands
 from reid.inference.engines import Engine
 from reid.processes import World, part_of
 
@@ -22,8 +22,9 @@ from reid.processes import World, part_of
 class Extraction:
     """An engine and the settings with which test images become features.
 
-    weights: hex SHA-256 of the file. precision: as resolved. bands: the part of the image that each slot describes,
-    where known. here: this process among all that extract together; each decodes its part of every batch.
+    weights: hex SHA-256 of the file. precision: as resolved. calibration: hex digest of int8's images. bands: the part
+    of the image that each slot describes, where known. here: this process among all that extract together; each
+    decodes its part of every batch.
     """
 
     engine: Engine
@@ -36,6 +37,7 @@ class Extraction:
     num_workers: int
     here: World
     flip: bool = True
+    calibration: str | None = None
 
     def record_of(self, name: str, split: int, dataset: Dataset) -> Record:
         """The record of a dataset's uncovered test images. Only rank 0 computes the digests."""
@@ -51,6 +53,7 @@ class Extraction:
             flip=self.flip,
             precision=self.precision,
             engine=self.engine.name,
+            calibration=self.calibration,
             covered=0,
         )
 

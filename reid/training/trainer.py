@@ -41,7 +41,8 @@ def train(config: Config) -> Path:
     """
     check_height(config.h, config.stripes)
     hardware = find_hardware(config.device, config.gpus)
-    set_up(hardware, config.precision, config.threads)
+    if set_up(hardware, config.precision, config.threads) == "int8":
+        raise InputError("--precision int8 is not for training; use bf16 or fp32, and int8 with evaluate.py")
     with connected(hardware.device) as here, signals_noted() as signals:
         if not here.first:
             wait()  # until rank 0 has prepared the raw data and created the folder

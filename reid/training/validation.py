@@ -12,7 +12,7 @@ from reid.data.records import Dataset, Image
 from reid.errors import InputError
 from reid.evaluation.ranking import Ranking, rank, same_person
 from reid.inference.describe import extract
-from reid.inference.engines import TorchEngine
+from reid.inference.engines import Wanted, open_engine
 from reid.processes import World, part_of
 
 
@@ -68,7 +68,8 @@ class Validation:
         store = ImageStore(self.images, c.h, c.w, c.num_workers, device=device)
         batches = store.batches([part_of(rows, here) for rows in in_order(count, c.batch_size)])
         try:
-            features = extract(TorchEngine(model, device, precision=precision), batches, count)
+            engine = open_engine(model.eval(), (c.h, c.w), Wanted("torch", precision, device=device))
+            features = extract(engine, batches, count)
         finally:
             model.train()
         return rank(-features @ features.T, self.pids, self.pids, self.camids, self.camids)

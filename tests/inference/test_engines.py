@@ -10,8 +10,10 @@ from conftest import ROOT, make_weights, plain
 
 import reid
 from reid.errors import CheckFailed, InputError
+from reid.files import sha256
 from reid.inference import engines
-from reid.inference.engines import WORTH, Wanted, missing, resolve_engine
+from reid.inference.engines import WORTH, Wanted, candidates, check_able, missing
+from reid.models.weights import read_weights
 
 ONNX = pytest.mark.parametrize("engine", ["onnx", "openvino"])
 
@@ -95,32 +97,68 @@ def test_an_engine_with_other_answers_is_refused(cache, weights, monkeypatch):
 
 @pytest.mark.parametrize("changes, words", [
     ({"engine": "tensorrt"}, "engine 'tensorrt' is unknown; choose from auto, torch"),
-    ({"engine": "onnx", "precision": "bf16"}, "computes in float32; use --precision fp32, or --engine openvino"),
+    ({"engine": "onnx", "precision": "bf16"}, "computes in float32 and int8; use --precision fp32"),
     ({"engine": "openvino", "device": torch.device("cuda", 0)}, "runs on the CPU, not on cuda:0"),
+    ({"engine": "torch", "precision": "int8"}, "--engine torch does not compute in int8; use --engine onnx"),
 ])  # fmt: skip
 def test_what_an_engine_cannot_do(changes, words):
+    wanted = replace(Wanted(), **changes)
     with pytest.raises(InputError, match=words):
-        resolve_engine(replace(Wanted(), **changes))
+        check_able(*candidates(wanted), wanted)
 
 
 @ONNX
 def test_an_engine_that_is_not_installed(engine, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install .*\[engines\]"):
-        resolve_engine(Wanted(engine))
-    assert resolve_engine(Wanted("auto", count=WORTH)) == "torch"
+        check_able(engine, Wanted(engine))
+    with pytest.raises(InputError, match=r"needs .*onnxruntime"):
+        check_able(*candidates(Wanted("auto", precision="int8")), Wanted(precision="int8"))
+    assert candidates(Wanted("auto", count=WORTH)) == ["torch"]
 
 
-def test_auto(monkeypatch):
-    """The fastest that is installed, for many images on the CPU; else torch."""
+def test_among_which_engines_auto_chooses(monkeypatch):
+    """All that are installed, for many images on the CPU; else torch."""
     monkeypatch.setattr(engines, "missing", lambda name: [])
-    assert resolve_engine(Wanted("auto", count=WORTH)) == "openvino"
-    assert resolve_engine(Wanted("auto", count=WORTH - 1)) == "torch"
-    assert resolve_engine(Wanted("auto", device=torch.device("cuda", 0), count=WORTH)) == "torch"
+    assert candidates(Wanted("auto", count=WORTH)) == ["torch", "openvino", "onnx"]
+    assert candidates(Wanted("auto", count=WORTH - 1)) == ["torch"]
+    assert candidates(Wanted("auto", device=torch.device("cuda", 0), count=WORTH)) == ["torch"]
+    assert candidates(Wanted("auto", precision="bf16", count=WORTH)) == ["torch", "openvino"]
+    assert candidates(Wanted("auto", precision="int8")) == ["openvino", "onnx"]
     monkeypatch.setattr(engines, "missing", lambda name: ["openvino"] if name == "openvino" else [])
-    assert resolve_engine(Wanted("auto", count=WORTH)) == "onnx"
-    assert resolve_engine(Wanted("auto", precision="bf16", count=WORTH)) == "torch"
-    assert resolve_engine(Wanted()) == "torch"
+    assert candidates(Wanted("auto", count=WORTH)) == ["torch", "onnx"]
+    assert candidates(Wanted()) == ["torch"]
+
+
+def test_auto_takes_the_fastest_and_keeps_the_measurement(cache, monkeypatch, caplog):
+    """Measured once per machine and settings; a damaged file is measured again."""
+    model, calls = torch.nn.Conv2d(3, 4, 1), []
+
+    def measured(model, size, wanted, names):
+        calls.append(wanted.batch_size)
+        return {"torch": 10.0, "onnx": 12.0, "openvino": 11.0}
+
+    monkeypatch.setattr(engines, "measured", measured)
+    caplog.set_level("INFO", "reid")
+    wanted, names = Wanted("auto", count=WORTH), ["torch", "onnx", "openvino"]
+    for _ in range(2):
+        assert engines.fastest(model, (64, 32), wanted, names) == "onnx"
+    assert calls == [64] and "torch 10, onnx 12, openvino 11 images/s, measured before" in caplog.text
+    engines.fastest(model, (64, 32), replace(wanted, batch_size=8), names)
+    assert calls == [64, 8]
+    engines.cached_file(model, (64, 32), wanted).with_suffix(".json").write_text("{", encoding="utf-8")
+    engines.fastest(model, (64, 32), wanted, names)
+    assert calls == [64, 8, 64]
+
+
+@pytest.mark.slow
+def test_engines_are_measured_by_turns(cache, weights):
+    if missing("onnx"):
+        pytest.skip(f"not installed: {missing('onnx')}")
+    model, config = read_weights(weights)
+    wanted = Wanted("auto", sha256=sha256(weights), count=WORTH, batch_size=2)
+    found = engines.measured(model, (config.h, config.w), wanted, ["torch", "onnx"])
+    assert found.keys() == {"torch", "onnx"} and all(speed > 0 for speed in found.values())
 
 
 @pytest.mark.slow
