@@ -1,6 +1,7 @@
 """int8 keeps the ranking, is measured on the calibration images, and is refused when it loses too much."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,19 +12,26 @@ import reid
 from reid.data.images import find_images
 from reid.data.records import Image
 from reid.errors import InputError
-from reid.inference import engines, int8
+from reid.inference import int8
 from reid.inference.engines import missing
 from reid.inference.int8 import Calibration, Cost, cost_of
+from reid.inference.onnx_file import export_onnx
+from reid.models.weights import read_weights
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """PyTorch's cache folder for this file's tests."""
+def cache(tmp_path_factory, weights):
+    """PyTorch's cache folder for this file's tests, which share one float32 file of `weights`."""
     if missing("onnx"):
         pytest.skip(f"not installed: {missing('onnx')}")
     folder, before = tmp_path_factory.mktemp("cache"), torch.hub.get_dir()
     torch.hub.set_dir(folder / "hub")
-    yield folder
+    full = folder / "fp32.onnx"
+    model, config = read_weights(weights)
+    export_onnx(full, model, (config.h, config.w), "nhwc", True, {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(int8, "export_onnx", lambda path, *rest: shutil.copy(full, path))
+        yield folder
     torch.hub.set_dir(before)
 
 
@@ -91,6 +99,7 @@ def test_engines_and_export(cache, weights, images, tmp_path, script, caplog):
 @pytest.mark.slow
 def test_refused_int8_is_not_kept(cache, weights, images, tmp_path, script, monkeypatch):
     monkeypatch.setattr(int8, "LEAST_COSINE", 1.1)
+    monkeypatch.setattr(int8, "quantise", lambda full, path, *rest: shutil.copy(full, path))
     unlabelled = [image._replace(pid=-1) for image in find_images(images)]
     before = set((cache / "rrid").iterdir()) if (cache / "rrid").exists() else set()
     with pytest.raises(InputError, match="int8 is refused: its mean cosine"):
@@ -127,4 +136,3 @@ def test_bad_use(command, flags, words, weights, images, tmp_path, script):
 def test_int8_is_not_for_training(small_run, tmp_path, script):
     done = script("train.py", *small_run, "--precision", "int8", "--exp_dir", tmp_path)
     assert done.returncode == 2 and "--precision int8 is not for training" in done.stderr
-    assert engines.ALLOWED["int8"] > engines.ALLOWED["fp32"]
