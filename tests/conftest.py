@@ -18,9 +18,16 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent
+NARROW = ROOT / "tests" / "narrow"
+PATHS = [str(NARROW), str(ROOT), os.environ.get("PYTHONPATH")]
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, PATHS))  # for child processes
+runpy.run_path(str(NARROW / "sitecustomize.py"))  # before torchvision is imported
+
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image as PILImage
 from torch import nn
 
@@ -31,8 +38,7 @@ from reid.data.transforms import normalise
 from reid.models import build_model
 from reid.models.weights import load_checkpoint, read_weights, save_weights
 
-ROOT = Path(__file__).resolve().parent.parent
-collect_ignore = ["platforms"]  # its file takes POSIX away from the process that imports it
+collect_ignore = ["platforms", "narrow"]  # their files change the process that imports them
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by -m
@@ -59,6 +65,12 @@ def log_not_shown():
     logger = logging.getLogger("reid")
     logger.handlers.clear()
     logger.setLevel(logging.NOTSET)
+
+
+@pytest.fixture()
+def full_resnet18(monkeypatch):
+    """torchvision's ResNet-18 instead of the narrow one of the tests."""
+    monkeypatch.setattr(torchvision.models, "resnet18", torchvision.models.resnet.full_resnet18)
 
 
 @pytest.fixture(scope="session")
@@ -106,7 +118,7 @@ def torchrun(processes: int, name: str, *arguments, **options) -> subprocess.Pop
     """Starts one of the project's scripts in several processes, as torchrun does. One pipe has all their output."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(processes), str(ROOT / name), *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "encoding": "utf-8"}
     return subprocess.Popen(command, env=environment, **pipes, **options)
 

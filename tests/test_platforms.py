@@ -18,7 +18,7 @@ RUNNER = ROOT / "tests" / "platforms" / "without_posix.py"
 
 def without_posix(folder: Path, commands: list[list[str]]) -> tuple[list[int], str]:
     """(exit codes, output) of commands that run one after another in one interpreter without POSIX."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-X", "warn_default_encoding", str(RUNNER), json.dumps(commands)]
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=900

@@ -124,7 +124,7 @@ def test_centers_move_as_their_own_sgd():
     images = torch.randn(4, 3, 32, 32)
     with torch.no_grad():
         features = step.model.base(images).mean((2, 3))[:, None]  # before the weights move
-    centers = torch.zeros(3, 1, 512, requires_grad=True)
+    centers = torch.zeros(3, 1, step.model.base.channels, requires_grad=True)
     loss = sum((features[i] - centers[k]).square().sum() for i, k in enumerate(labels.tolist())) / 4
     loss.backward()
     terms = step(images, labels, (1e-3, 1e-3))

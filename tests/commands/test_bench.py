@@ -12,7 +12,7 @@ from reid.commands.bench import SUBJECTS
 from reid.errors import CheckFailed
 
 FEATURES = ["--queries", "20", "--gallery", "200", "--identities", "10", "--width", "8"]
-STEP = ["--h", "192", "--w", "16", "--backbone", "mobilenet_v2"]
+STEP = ["--h", "192", "--w", "16", "--backbone", "resnet18"]
 SIZES = {
     "ranking": FEATURES,
     "rerank": FEATURES,
@@ -28,8 +28,8 @@ ROWS = {
     "data": ["one image at a time", "decoded, 0 threads", "decoded, 2 threads", "from the cache"],
     "extract": ["plain, fp32, channels first", "torch, fp32", "onnx, fp32", "openvino, fp32"],
     "train": [
-        *("plain, fp32", "RRID, fp32", "bare mobilenet_v2, fp32"),
-        *("RRID, bf16", "bare mobilenet_v2, bf16", "plain heads", "batched heads"),
+        *("plain, fp32", "RRID, fp32", "bare resnet18, fp32"),
+        *("RRID, bf16", "bare resnet18, bf16", "plain heads", "batched heads"),
         *("data (augment, normalise)", "backbone", "heads and classifiers", "losses", "optimiser"),
     ],
 }
@@ -90,7 +90,7 @@ def test_wrong_answers_of_a_gallery_fail_the_benchmark(monkeypatch, capsys):
 
 def test_another_engine_fails_the_benchmark(monkeypatch, capsys):
     def untrained(model, size, precision):
-        model.base.features[0][0].weight.data *= -1
+        model.base.conv1.weight.data *= -1
         return model.eval()
 
     monkeypatch.setattr("reid.inference.engines.prepare", untrained)

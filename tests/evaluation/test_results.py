@@ -149,7 +149,7 @@ def scripted(*arguments, cwd):
 
 
 @pytest.mark.slow
-def test_evaluate_script_scores_features(features, tmp_path):
+def test_evaluate_script_scores_features(features, tmp_path, script):
     q, g = features.query, features.gallery
     sides = {"query": q, "gallery": g}
     np.savez(
@@ -169,9 +169,9 @@ def test_evaluate_script_scores_features(features, tmp_path):
     assert f"mAP {got['map']:.2%}" in run.stdout and "threshold for 0.001" in run.stdout
 
     settings = ["--ap", "trapezoid", "--cmc", "cuhk03", "--metric", "cosine", "--query_expansion", 3, "--camera_pairs"]
-    run = scripted("--features", "f.mat", *settings, "--rerank", "--no_cameras", cwd=tmp_path)
+    run = script("evaluate.py", "--features", "f.mat", *settings, "--rerank", "--no_cameras", cwd=tmp_path)
     assert run.returncode == 2 and "error: --camera_pairs needs camids" in run.stderr and "Traceback" not in run.stderr
-    run = scripted("--features", "f.mat", *settings, "--rerank", cwd=tmp_path)
+    run = script("evaluate.py", "--features", "f.mat", *settings, "--rerank", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     folder = "f_ap-trapezoid_cmc-cuhk03_metric-cosine_rerank_query_expansion-3"
     got = json.loads((tmp_path / "logs/features" / folder / "result.json").read_text(encoding="utf-8"))

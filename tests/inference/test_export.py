@@ -103,6 +103,7 @@ def test_safetensors_and_back(weights, images, tmp_path, script):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("full_resnet18")  # only large tensors become float16
 @pytest.mark.parametrize(
     "model, form", [("rrid", "safetensors"), ("rrid", "pth"), ("strong_baseline", "pth"), ("mgn", "safetensors")]
 )

@@ -61,7 +61,7 @@ def test_stage_sizes():
 def test_baseline_equals_its_plain_form():
     model, images = small("baseline").eval(), torch.randn(3, 3, 64, 32)
     x = model.base(images)
-    assert x.shape == (3, 512, 2, 1)  # stride 32
+    assert x.shape == (3, model.base.channels, 2, 1)  # stride 32
     linear, norm = model.embed
     f = F.batch_norm(F.linear(F.adaptive_avg_pool2d(x, 1).flatten(1), linear.weight, linear.bias),
                      norm.running_mean, norm.running_var, norm.weight, norm.bias)  # fmt: skip
@@ -92,7 +92,7 @@ def test_strong_baseline_equals_its_plain_form():
 @torch.no_grad()
 def test_pcb_equals_its_plain_form():
     model, images = small("pcb", stripes=(2,)).eval(), torch.randn(3, 3, 64, 32)
-    x = model.base(images)  # (3, 512, 4, 2)
+    x = model.base(images)  # (3, C, 4, 2)
     plain = torch.stack([x[:, :, :2].mean((2, 3)), x[:, :, 2:].mean((2, 3))], 1)
     torch.testing.assert_close(model(images), plain)
     model.train()
@@ -128,6 +128,7 @@ def test_mgn_equals_its_plain_form():
     assert features.shape == (2, 3, 256) and logits.shape == (2, 8, 5)  # triplets on the three wholes only
 
 
+@pytest.mark.usefixtures("full_resnet18")
 @pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2", "efficientnet_v2_s"])
 @pytest.mark.parametrize("last_stride", [1, 2])
 @torch.no_grad()

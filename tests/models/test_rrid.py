@@ -80,7 +80,7 @@ def test_equals_the_equations(stripes, relation, pooling, contrast, slots, heads
         layer.running_mean.normal_()
         layer.running_var.uniform_(0.5, 1.5)
         nn.init.normal_(layer.bias)
-    x = torch.randn(4, 512, 12, 4, dtype=torch.double)
+    x = torch.randn(4, model.base.channels, 12, 4, dtype=torch.double)
     expected, with_classifier = plain_forward(model, x, relation, pooling, contrast)
     q, a, b = model.heads(x)
     assert q.shape == (4, slots, 8)
@@ -112,6 +112,7 @@ def test_parameter_counts():
     assert count(RRID(0, (6,))) - 23_508_032 == 8_273_664
 
 
+@pytest.mark.usefixtures("full_resnet18")
 @pytest.mark.parametrize("name, channels", [("resnet18", 512), ("resnet34", 512), ("resnet101", 2048),
                                             ("resnet50", 2048), ("mobilenet_v2", 1280)])  # fmt: skip
 def test_backbones_have_output_stride_16(name, channels):

@@ -57,10 +57,12 @@ def test_same_seed_same_bits_and_another_seed_not(straight, script, small_run, t
         assert equal == (seed == 0)
 
 
-def test_stopped_and_resumed_equals_straight(straight, small_run, tmp_path, script):
+def test_stopped_and_resumed_equals_straight(small_run, tmp_path, script):
     """SIGTERM in the middle of an epoch: the step is finished and saved; resuming gives the same bits."""
-    command = [sys.executable, str(ROOT / "train.py"), *small_run, "--max_steps", "12", "--exp_dir", str(tmp_path),
-               "--name", "cut"]  # fmt: skip
+    flags = [*small_run, "--max_steps", "60", "--exp_dir", str(tmp_path), "--name"]
+    straight = script("train.py", *flags, "straight")
+    assert straight.returncode == 0, straight.stderr
+    command = [sys.executable, str(ROOT / "train.py"), *flags, "cut"]
     folder = tmp_path / "tiny" / "cut"
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
@@ -72,12 +74,12 @@ def test_stopped_and_resumed_equals_straight(straight, small_run, tmp_path, scri
     assert f"--resume {folder}" in said and "SIGTERM" in said
     assert not (folder / "weights.pth").exists()
     reached = weights_file.load_checkpoint(folder / "checkpoint.pth")["step"]
-    assert 0 < reached < 12
+    assert 0 < reached < 60
     done = script("train.py", "--resume", folder, "--dataset_path", small_run[3])
     assert done.returncode == 0, done.stderr
-    assert f"after step {reached} of 12" in done.stdout
-    assert same(state_of(folder / "weights.pth"), state_of(straight[0] / "weights.pth"))
-    assert [m["step"] for m in metrics(folder) if "loss" in m] == list(range(1, 13))
+    assert f"after step {reached} of 60" in done.stdout
+    assert same(state_of(folder / "weights.pth"), state_of(folder.with_name("straight") / "weights.pth"))
+    assert [m["step"] for m in metrics(folder) if "loss" in m] == list(range(1, 61))
 
 
 def test_existing_runs_are_kept(straight, script, small_run):
