@@ -109,6 +109,8 @@ class Config:
     triplet_weight: float = in_training(1.0, "weight the sum of the triplet losses")
     ce_weight: float = in_training(2.0, "weight the sum of the cross entropies")
     center_weight: float = in_training(0.0, "weight the center loss")
+    teacher: str = in_training("", "also learn from the features and logits of this weights file")
+    teacher_weight: float = in_training(1.0, "weight the losses that compare with --teacher")
     smoothing: float = in_training(0.0, "smooth the labels of the cross entropy")
     precision: str = in_training(
         "auto",
@@ -291,6 +293,10 @@ def check_training(c: Config) -> None:
         raise InputError(f"--seed {c.seed} is too large; the largest is 2**63 - 1")
     if c.triplet_weight == c.ce_weight == 0:
         raise InputError("--triplet_weight and --ce_weight are both 0; training needs a loss")
+    if c.teacher and not c.teacher_weight:
+        raise InputError("--teacher_weight 0 does not use the teacher; remove --teacher")
+    if not c.teacher and c.teacher_weight != Config.teacher_weight:
+        raise InputError("--teacher_weight needs --teacher WEIGHTS")
 
 
 def closest(word: str, known: Sequence[str]) -> str:

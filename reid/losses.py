@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+TEMPERATURE, SIMILARITY_TEMPERATURE = 4.0, 0.1  # of the softmax of logits and of cosines, in distillation
+
 
 def batch_hard_triplet(features: Tensor, labels: Tensor, margin: float) -> Tensor:
     """Features (N, S, D), labels (N,) -> (S,): the batch-hard triplet loss of each slot.
@@ -43,6 +45,38 @@ def center_loss(features: Tensor, labels: Tensor, centers: Tensor) -> Tensor:
     over the batch. Wen et al. 2016, with the scale of PaddleClas.
     """
     return (features - centers[labels]).square().sum((1, 2)).mean()
+
+
+def imitation_loss(logits: Tensor, taught: Tensor) -> Tensor:
+    """Logits (N, L, K), those of a teacher (N, L', K) -> (L,): how far each classifier is from the teacher.
+
+    The teacher's logits are averaged over its classifiers. Hinton et al. 2015 (arXiv 1503.02531).
+    """
+    return TEMPERATURE**2 * divergence(logits, taught.mean(1), TEMPERATURE)
+
+
+def similarity_loss(features: Tensor, taught: Tensor) -> Tensor:
+    """Features (N, S, D), those of a teacher (N, S', D') -> a scalar: how far similarities are from the teacher's.
+
+    For each image, the cosines of its descriptor (slots joined) with those of the other images, as
+    probabilities. Passalis and Tefas 2018 (arXiv 1803.10837), with the softmax of Fang et al. 2021
+    (arXiv 2101.04731).
+    """
+    return divergence(cosines(features)[:, None], cosines(taught), SIMILARITY_TEMPERATURE).sum()
+
+
+def divergence(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """Logits (N, L, K), target (N, K) -> (L,): KL(softmax(target / t), softmax(logits / t)), mean over N."""
+    log_q = F.log_softmax(logits / temperature, 2)
+    log_p = F.log_softmax(target / temperature, 1)[:, None].expand_as(log_q)
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(2).mean(0)
+
+
+def cosines(features: Tensor) -> Tensor:
+    """Features (N, S, D) -> (N, N - 1): the cosines of each descriptor with the others."""
+    unit = F.normalize(features.flatten(1))
+    others = ~torch.eye(len(unit), dtype=torch.bool, device=unit.device)
+    return (unit @ unit.T)[others].view(len(unit), -1)
 
 
 def objective(triplet: Tensor, cross_entropy: Tensor, triplet_weight: float = 1.0, ce_weight: float = 2.0) -> Tensor:

@@ -157,8 +157,9 @@ def run_name(config: Config) -> str:
         return config.name
     changed = config.changes(profile(config.profile, config.model))
     changed.pop("dataset_type", None)  # already in the folder above the run
-    if "pretrained" in changed:
-        changed["pretrained"] = Path(changed["pretrained"]).stem
+    for name in ("pretrained", "teacher"):
+        if name in changed:
+            changed[name] = Path(changed[name]).stem
     words = [f"{k}-{as_word(v)}" for k, v in changed.items()]
     if config.model != PROFILES[config.profile].get("model", "rrid"):
         words.insert(0, config.model)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def add_arguments(parser) -> None:
     parser.add_argument("source", metavar="SRC", help="the file: .pth, .pth.tar, .pt, .pkl, .safetensors")
     parser.add_argument("target", metavar="DST", help="the file to write")
-    parser.add_argument("--h", type=int, default=384, help="image height in training (default 384)")
+    parser.add_argument("--h", type=int, help="image height in training (default: RRID 384, others 256)")
     parser.add_argument("--w", type=int, default=128, help="image width in training (default 128)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing DST")
 
@@ -23,7 +23,7 @@ def add_arguments(parser) -> None:
 def main(arguments) -> int:
     """Exit codes: 0 imported, 2 bad input."""
     source, target, h, w = Path(arguments.source), Path(arguments.target), arguments.h, arguments.w
-    if min(h, w) < 1:
+    if min(w if h is None else h, w) < 1:
         raise InputError(f"--h {h} --w {w}: height and width must be at least 1")
     # Path.exists would raise for a folder without read permission
     if os.path.exists(target):

@@ -1,7 +1,8 @@
 """Weights of other programs -> files that this project can use.
 
-The published RRID in any form becomes a weights file of this project. A backbone with
-torchvision's names under any prefix becomes initial weights for --pretrained.
+The published RRID in any form becomes a weights file of this project, and so do models of other
+projects that are one of ours (whole.py). A backbone with torchvision's names under any prefix
+becomes initial weights for --pretrained.
 """
 
 import re
@@ -20,6 +21,7 @@ from reid.models.layers import check_height
 from reid.models.published import from_published, is_published
 from reid.models.tensors import save_tensors
 from reid.models.weights import fill, read_any, save_weights
+from reid.models.whole import find_whole, other_parts
 from reid.variants import BACKBONES
 
 MAX_NETWORKS = 20  # in one file; more indicate a damaged or hostile file
@@ -50,23 +52,29 @@ class Match:
         return self.missing + self.unknown
 
 
-def import_weights(source: Path, target: Path, h: int, w: int) -> Imported:
+def import_weights(source: Path, target: Path, h: int | None = None, w: int = 128) -> Imported:
     """Reads any weights file without running its code, and writes `target`.
 
-    h, w: input size in pixels, which the published layout does not contain. Raises
-    MissingInput, InputError.
+    h, w: input size in pixels, which files of other programs do not contain; h None: 384 for RRID,
+    256 for other models. Raises MissingInput, InputError.
     """
     state, other = read_any(source)
     if is_published(state):
-        kind = import_published(state, source, target, h, w)
+        kind = import_published(state, source, target, h or 384, w)
         return Imported(kind, list(state), set(state), other)
     match = find_backbone(state, source)
+    if whole := find_whole(state, match.backbone, h or 256, w):
+        used = {k: state[name] for k, name in whole.names.items()}
+        check_finite(used, source)
+        save(target, used, whole.config, whole.classes, source)
+        return Imported(whole.kind, list(state), set(whole.names.values()), other)
     names = {name: match.prefix + name for name in match.found}
     check_finite({k: state[k] for k in names.values()}, source)
     with writing(target), atomic_file(target) as temporary:
         save_tensors(temporary, {name: state[k] for name, k in names.items()})
     prefix = match.prefix or "nothing"
     kind = f"{match.backbone} without heads (names begin with {prefix}); use it with train --pretrained"
+    kind += reasons(state)
     return Imported(kind, list(state), set(names.values()), other)
 
 
@@ -80,12 +88,22 @@ def import_published(state: dict[str, Tensor], source: Path, target: Path, h: in
         raise InputError(f"{source}: {e}") from e
     check_finite(state, source)
     check_height(h, stripes)
-    config = Config(stripes=stripes, h=h, w=w, pretrained="none")
-    fill(build_model(config, classes), ours, source)
-    with writing(target):
-        save_weights(target, {"config": config.to_json(), "classes": classes, "state": ours})
+    save(target, ours, Config(stripes=stripes, h=h, w=w, pretrained="none"), classes, source)
     heads = f"{classes} classes" if classes else "no classifiers"
     return f"the published RRID, stripes {' '.join(map(str, stripes))}, {heads}"
+
+
+def save(target: Path, state: dict[str, Tensor], config: Config, classes: int, source: Path) -> None:
+    """Writes a weights file of this project. Raises InputError, naming `source`, if the state does not fit."""
+    fill(build_model(config, classes), state, source)
+    with writing(target):
+        save_weights(target, {"config": config.to_json(), "classes": classes, "state": state})
+
+
+def reasons(state: dict[str, Tensor]) -> str:
+    """For a message: why the whole model cannot be used; "" for unknown models."""
+    found = other_parts(state)
+    return f". The whole model is not one of this project: {'; '.join(found)}" if found else ""
 
 
 def find_backbone(state: dict[str, Tensor], source: Path) -> Match:
@@ -95,14 +113,14 @@ def find_backbone(state: dict[str, Tensor], source: Path) -> Match:
         raise InputError(
             f"{source} has {len(state)} tensors ({', '.join(list(state)[:3])} ...), neither of "
             "the published RRID nor of a backbone with torchvision's names "
-            f"({', '.join(BACKBONES)})"
+            f"({', '.join(BACKBONES)}){reasons(state)}"
         )
     best = min(matches, key=lambda m: (len(m.misfits), m.backbone, m.prefix))
     if best.misfits:
         raise InputError(
             f"{source} is most similar to {best.backbone}, but {len(best.missing)} tensors are missing "
             f"or of another shape and {len(best.unknown)} are unknown (the first: "
-            f"{best.prefix}{best.misfits[0]}); it is another architecture"
+            f"{best.prefix}{best.misfits[0]}); it is another architecture{reasons(state)}"
         )
     return best
 

@@ -36,14 +36,19 @@ def check_content(content: dict[str, Any], folder: Path) -> None:
         )
 
 
-def changed_settings(content: dict[str, Any], config: Config, precision: str, folder: Path) -> str:
+def changed_settings(content: dict[str, Any], config: Config, precision: str, teacher: str, folder: Path) -> str:
     """Settings that affect results and differ from the checkpoint's, as 'lr 0.01 -> 0.002'; "" if none differ.
 
-    precision: the resolved one. 'auto' can mean another precision on another device.
+    precision: the resolved one. 'auto' can mean another precision on another device. teacher: the SHA-256 of its
+    file, which may have been moved; "" without one.
     """
     stored = Config.from_json(content["config"], str(folder))
     changed = {name: (getattr(stored, name), value) for name, value in config.changes(stored).items()}
     before = content.get("precision", precision)  # older checkpoints do not have it
     if before != precision:
         changed["precision"] = (before, precision)
+    before = content.get("teacher", "")
+    changed.pop("teacher", None)
+    if before != teacher:
+        changed["teacher"] = (f"SHA-256 {before[:12] or 'none'}", teacher[:12] or "none")
     return ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changed.items())

@@ -71,6 +71,8 @@ def check_settings(config: Config, dataset: Dataset) -> None:
     if 0 < config.classes < len(set(pids)):
         raise InputError(f"--classes {config.classes} is less than the {len(set(pids))} training identities")
     check_pretrained(config.pretrained)
+    if config.teacher and not Path(config.teacher).is_file():
+        raise MissingInput(f"--teacher {config.teacher} is not a file; give the weights file of the teacher")
 
 
 def check_pretrained(source: str) -> None:

@@ -11,9 +11,10 @@ from torch.nn.utils import get_total_norm
 from reid.config import Config
 from reid.device import Hardware, autocast, resolve_precision
 from reid.errors import CheckFailed
-from reid.losses import batch_hard_triplet, center_loss, identity_loss, objective
+from reid.losses import batch_hard_triplet, center_loss, identity_loss, imitation_loss, objective, similarity_loss
 from reid.models.batch_norm import GhostBatchNorm, replace_forward, synchronise
 from reid.processes import World, gather
+from reid.training.teacher import Teacher
 
 CENTER_RATE = 0.5  # learning rate of the centers, as in the configuration of PaddleClas
 
@@ -39,6 +40,7 @@ class TrainStep:
         self.parameters: list[nn.Parameter] = []
         self.fused = Hardware(device).fused
         self.optimizer = self.build_optimizer()
+        self.teacher: Teacher | None = None
         self.centers: Tensor | None = None  # (K, S, D) of the center loss, created in the first step
         if config.compile:
             model.get_submodule("base").compile()
@@ -75,6 +77,8 @@ class TrainStep:
         # the hardest positives and negatives are those of the global batch
         everyone, everyones = gather(features), gather(labels)
         loss, terms = self.losses(logits, labels, everyone, everyones)
+        if self.teacher is not None:
+            loss = loss + self.imitation(self.teacher, images, logits, everyone, terms)
         self.optimizer.zero_grad()
         loss.backward()
         self.guard(terms)
@@ -109,6 +113,24 @@ class TrainStep:
             loss = loss + size * c.center_weight * center
             terms |= {"center": center.detach(), "loss": terms["loss"] + c.center_weight * center.detach()}
         return loss, terms
+
+    def imitation(
+        self, teacher: Teacher, images: Tensor, logits: Tensor, everyone: Tensor, terms: dict[str, Tensor]
+    ) -> Tensor:
+        """The weighted losses against the teacher, which are added to `terms`. Arguments as in `losses`.
+
+        The similarity counts once for each slot, as the triplet loss does.
+        """
+        weight, features, taught = self.config.teacher_weight, *teacher(images)
+        similarity = everyone.shape[1] * similarity_loss(everyone, gather(features))
+        terms["similarity"] = similarity.detach()
+        loss, total = self.here.size * similarity, similarity.detach()
+        if taught is not None:
+            imitation = imitation_loss(logits[..., : taught.shape[2]], taught).sum()
+            terms["imitation"] = imitation.detach()
+            loss, total = loss + imitation, total + imitation.detach()
+        terms["loss"] = terms["loss"] + weight * total
+        return weight * loss
 
     def guard(self, terms: dict[str, Tensor]) -> None:
         """Sets `bad` if a gradient is not finite, and keeps the terms of the first such step."""

@@ -29,6 +29,7 @@ from reid.training.checks import check_settings, checked_dataset, epoch_batches,
 from reid.training.longer import same_length, with_length, words
 from reid.training.schedule import rates, total_steps
 from reid.training.step import TrainStep
+from reid.training.teacher import read_teacher
 from reid.training.validation import validation_of
 from reid.versions import note_versions
 
@@ -88,6 +89,12 @@ class Trainer:
         model = build_model(config, self.outputs).to(device).to(memory_format=torch.channels_last)
         self.train_step = TrainStep(model, config, device, here)
         self.model = self.train_step.model
+        if config.teacher:
+            self.train_step.teacher = read_teacher(config, dataset, self.classes, device, self.train_step.precision)
+
+    @property
+    def teacher_sha256(self) -> str:
+        return self.train_step.teacher.sha256 if self.train_step.teacher else ""
 
     def run_all(self, signals: list[int]) -> Path:
         """Runs all remaining steps; returns weights.pth."""
@@ -114,6 +121,9 @@ class Trainer:
         say(f"run folder {self.run.folder}")
         if not (c.resume and self.resume()):
             used["pretrained"] = self.load_pretrained()
+        if teacher := self.train_step.teacher:
+            say(teacher.words)
+            used["teacher"] = {"file": teacher.path, "sha256": teacher.sha256}
         say(str(self.dataset))
         processes = f"{self.here.size} processes" if self.here.size > 1 else "one process"
         say(
@@ -259,6 +269,7 @@ class Trainer:
             "best": self.best,
             "validated": self.validated,
             "precision": self.train_step.precision,
+            "teacher": self.teacher_sha256,
         }
         if self.here.first:
             weights.save_checkpoint(self.run.folder / "checkpoint.pth", content, self.run.folder / "previous.pth")
@@ -280,7 +291,8 @@ class Trainer:
         self.config = with_length(self.config, stored, content["step"], self.steps_in_epoch)
         longer = self.config.continued_from != stored.continued_from
         compared = same_length(self.config, stored) if longer else self.config
-        if changed := changed_settings(content, compared, self.train_step.precision, folder):
+        precision, teacher = self.train_step.precision, self.teacher_sha256
+        if changed := changed_settings(content, compared, precision, teacher, folder):
             if not self.config.allow_changes:
                 raise InputError(
                     f"--resume {folder}: the configuration differs: {changed}; repeat the flags of that run, "
