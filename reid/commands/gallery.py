@@ -57,7 +57,10 @@ def add_arguments(parser) -> None:
     sub.add_argument("--skip_bad", action="store_true", help="leave out images that cannot be read, and list them")
     sub.add_argument("--top", type=int, default=10, metavar="N", help="list at most N answers (default 10)")
     sub.add_argument(
-        "--multi_query", choices=tuple(POOLS), help="search once, with the mean or maximum of all --images"
+        "--multi_query",
+        choices=("none", *POOLS),
+        default="none",
+        help="search once, with the mean or maximum of all --images",
     )
     sub.add_argument("--threshold", type=float, default=np.inf, help="largest squared distance, as in evaluate.py")
     sub.add_argument("--picture", metavar="FILE", help="draw queries and answers (.png, .jpg)")
@@ -181,7 +184,7 @@ def search(a) -> int:
     read = read_images(images, extractor.size, extractor.num_workers, extractor.device, a.skip_bad)
     queries = [image.path for image in read.images]
     features = descriptors(extractor, read)
-    if a.multi_query:
+    if a.multi_query != "none":
         features = pool(features, a.multi_query)[None]
         print(f"{a.multi_query} of {len(queries)} images:")
         queries = queries[:1]

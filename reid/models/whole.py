@@ -70,6 +70,11 @@ OTHERS = {
 def other_parts(state: dict[str, Tensor]) -> list[str]:
     """Why a known model of another project is not one of ours."""
     found = [words for name, words in OTHERS.items() if any(re.match(name, key) for key in state)]
+    return found + other_normalisation(state)
+
+
+def other_normalisation(state: dict[str, Tensor]) -> list[str]:
+    found = []
     for name, ours in NORMALISATION.items():
         if name in state and not torch.allclose(state[name].float().flatten(), torch.tensor(ours), atol=1e-3):
             found.append(f"it normalises images with another {name}")
@@ -90,7 +95,7 @@ def find_whole(state: dict[str, Tensor], backbone: str, h: int, w: int) -> Whole
             own = build_model(config, classes).state_dict()
         needed = {k for k in own if not k.endswith("num_batches_tracked")}
         fits = all(k in own and own[k].shape == state[name].shape for k, name in names.items())
-        if fits and needed <= names.keys() and (classes or config.neck == "bnneck") and not other_parts(state):
+        if fits and needed <= names.keys() and (classes or config.neck == "bnneck") and not other_normalisation(state):
             kind = f"{layout.kind}: {config.model} on {backbone}, {classes} classes, {h}x{w}"
             return Whole(kind, names, config, classes)
     return None

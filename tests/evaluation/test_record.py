@@ -35,6 +35,7 @@ OTHER = {
     "flip": False,
     "precision": "bf16",
     "engine": "openvino",
+    "calibration": "7" * 64,
     "covered": 2,
     "scoring": None,
 }
@@ -64,7 +65,7 @@ def test_every_field_makes_another_record():
     assert OTHER.keys() == {f.name for f in fields(Record)} and SCORINGS.keys() == {f.name for f in fields(Scoring)}
     records = [RECORD, *(replace(RECORD, **{k: v}) for k, v in OTHER.items())]
     records += [replace(RECORD, scoring=replace(USUAL, **{k: v})) for k, v in SCORINGS.items()]
-    assert len({record.digest for record in records}) == len(records) == 22
+    assert len({record.digest for record in records}) == len(records) == 23
     for record in records:
         again = Record.from_json(json.loads(json.dumps(record.to_json())), "x")
         assert again == record and again.digest == record.digest
@@ -183,6 +184,7 @@ def test_two_records_never_share_a_folder(tmp_path, caplog, name):
         "eval-a_no_flip",
         "eval-a_precision-bf16",
         "eval-a_engine-openvino",
+        f"eval-a_{records[12].digest[:8]}",
         "eval-a_occlude-2",
     ]
     assert [folder_for(base, record, RECORD) for record in records] == places
