@@ -20,7 +20,6 @@ from reid.inference.describe import extract_file, with_bands
 from reid.inference.engines import WORTH
 from reid.inference.extractor import Extractor
 from reid.inference.int8 import wanted_calibration
-from reid.models.weights import read_weights
 
 
 def add_arguments(parser) -> None:
@@ -60,11 +59,11 @@ def open_extractor(arguments, count: int) -> Extractor:
         raise InputError(f"--gpus {' '.join(map(str, config.gpus))}: this command uses one GPU; give one id")
     hardware = find_hardware(config.device, config.gpus)
     precision = set_up(hardware, config.precision, config.threads)
-    _, trained = read_weights(Path(config.pretrained_weights_dir))
-    calibration = wanted_calibration(given_flags(arguments), precision, trained, config.dataset_path)
+    weights = Path(config.pretrained_weights_dir)
+    calibration = wanted_calibration(given_flags(arguments), precision, weights, config.dataset_path)
     few = config.engine == "auto" and count < WORTH and calibration is None
     return Extractor(
-        config.pretrained_weights_dir,
+        weights,
         hardware.device,
         engine="torch" if few else config.engine,
         precision=calibration or precision,

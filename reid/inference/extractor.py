@@ -57,7 +57,16 @@ class Extractor:
         self.weights, self.sha256 = Path(weights), sha256(Path(weights))
         self.size, self.flip = (config.h, config.w), flip
         self.batch_size, self.num_workers = batch_size, num_workers
-        wanted = Wanted(engine, self.precision, flip, self.device, self.sha256, WORTH, batch_size, self.calibration)
+        wanted = Wanted(
+            engine=engine,
+            precision=self.precision,
+            flip=flip,
+            device=self.device,
+            sha256=self.sha256,
+            count=WORTH,
+            batch_size=batch_size,
+            calibration=self.calibration,
+        )
         self.engine = open_engine(model, self.size, wanted)
         self.bands = getattr(model, "bands", None)
 

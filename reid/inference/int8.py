@@ -24,6 +24,7 @@ from reid.data.records import Image, combine, content_of
 from reid.errors import InputError
 from reid.evaluation.ranking import rank, same_person
 from reid.inference.onnx_file import as_input, export_onnx
+from reid.models.weights import read_weights
 
 LEAST, CALIBRATED, COMPARED = 32, 128, 512  # images: needed, used for the ranges, used for the cost
 BATCH = 16
@@ -92,13 +93,14 @@ class Cost:
         )
 
 
-def calibration_of(sources: Sequence[str], trained: Config, dataset_path: str, max_loss: float) -> Calibration:
-    """The images of `sources` (folders, patterns, lists), else the training images of the weights' datasets.
+def calibration_of(sources: Sequence[str], weights: Path, dataset_path: str, max_loss: float) -> Calibration:
+    """The images of `sources` (folders, patterns, lists), else the training images of the datasets of `weights`.
 
     Raises InputError, MissingInput.
     """
     if sources:
         return Calibration(find_images(sources), max_loss)
+    _, trained = read_weights(weights)
     try:
         datasets = [open_dataset(name, dataset_path, trained.split) for name in trained.dataset_type]
     except InputError as e:
@@ -106,14 +108,14 @@ def calibration_of(sources: Sequence[str], trained: Config, dataset_path: str, m
     return Calibration(combine(datasets).trainval, max_loss)
 
 
-def wanted_calibration(given: dict[str, Any], precision: str, trained: Config, dataset_path: str) -> Calibration | None:
+def wanted_calibration(given: dict[str, Any], precision: str, weights: Path, dataset_path: str) -> Calibration | None:
     """The calibration that the `given` flags of a command mean; None if `precision` is not int8.
 
     Raises InputError for flags that only int8 uses.
     """
     if precision == "int8":
         return calibration_of(
-            given.get("calibration", ()), trained, dataset_path, given.get("max_loss", Config.max_loss)
+            given.get("calibration", ()), weights, dataset_path, given.get("max_loss", Config.max_loss)
         )
     for name in ("calibration", "max_loss"):
         if name in given:

@@ -66,9 +66,9 @@ def test_look_alikes_share_a_top_and_differ_below():
 def test_untrained_networks_stay_low(demo):
     """Random weights match identities across cameras little better than chance."""
     torch.manual_seed(0)
-    model = RRID(0, (2,), "mobilenet_v2").eval()
+    model = RRID(0, backbone="mobilenet_v2").eval()
     images = [*demo.query, *demo.gallery]
-    batches = ImageStore(images, 64, 32).batches(in_order(len(images), 32))
+    batches = ImageStore(images, 192, 64).batches(in_order(len(images), 32))
     features = extract(TorchEngine(model), batches, len(images))
     n = len(demo.query)
     pids, camids = np.array([i.pid for i in images]), np.array([i.camid for i in images])
