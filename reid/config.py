@@ -138,7 +138,7 @@ class Config:
     )
     calibration: tuple[str, ...] = in_evaluation(
         (),
-        "calibrate int8 on these folders, patterns or lists of images (default: the training images)",
+        "calibrate int8 on these folders, patterns or lists of images (default: those of the training)",
         scripts=("evaluate", *INFERENCE, "export"),
     )
     max_loss: float = in_evaluation(

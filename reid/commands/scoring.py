@@ -6,6 +6,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -13,11 +14,12 @@ from reid.commands.evaluate import Request
 from reid.config import Config
 from reid.data.prepare import folder_of, open_dataset
 from reid.data.read import read_json
-from reid.data.records import EASY
+from reid.data.records import EASY, Dataset
 from reid.data.shapes import warn_of_shape
 from reid.device import find_hardware, resolve_precision, set_up
 from reid.errors import InputError
 from reid.evaluation import splits
+from reid.evaluation.conventions import SingleShotDraws
 from reid.evaluation.features import SEVERAL, Features, read_features
 from reid.evaluation.record import USUAL, Record, Scoring, folder_for, with_words, words
 from reid.evaluation.results import evaluate
@@ -190,9 +192,19 @@ class Evaluation:
             raise InputError(f"{path}: --split {absent[0]} does not exist; {there}")
         return numbers
 
+    def check_protocol(self, dataset: Dataset) -> None:
+        """Raises InputError, before the long work, for a dataset that the protocol of the flags does not fit."""
+        if self.config.tracks and not dataset.labels.tracks:
+            raise InputError(f"--tracks: {dataset.folder} has no tracks; prepare veri776 makes a dataset with them")
+        if self.config.cmc == "vehicleid":
+            sides = (dataset.query, dataset.gallery)
+            pids, camids = ([np.array([image[i] for image in side]) for side in sides] for i in (1, 2))
+            SingleShotDraws(*pids, *camids)  # raises for other lists
+
     def score_split(self, name: str, split: int, base: Path) -> list[splits.Scored]:
         """Scores one split, and again with each covered band; [] on ranks other than 0."""
         dataset = open_dataset(name, self.config.dataset_path, split)
+        self.check_protocol(dataset)
         extraction = self.extraction(len(dataset.query) + len(dataset.gallery))
         device, first = self.wanted.device, self.here.first
         record, folder = extraction.record_of(name, split, dataset), base

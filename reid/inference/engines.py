@@ -24,7 +24,7 @@ import platform
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -133,6 +133,14 @@ def open_engine(model: nn.Module, size: tuple[int, int], wanted: Wanted) -> Engi
     """
     names = candidates(wanted)
     name = names[0] if len(names) == 1 else fastest(model, size, wanted, names)
+    engine = opened(model, size, wanted, name)
+    if wanted.precision == "int8":
+        logger.info(str(read_cost(cached_file(model, size, wanted))))
+    return engine
+
+
+def opened(model: nn.Module, size: tuple[int, int], wanted: Wanted, name: str) -> Engine:
+    """The engine of this name. Raises the errors of open_engine."""
     device, flip, precision = wanted.device, wanted.flip, wanted.precision
     if name == "plain":
         return TorchEngine(model.to(device), device, flip, precision)
@@ -203,7 +211,7 @@ def measured(model: nn.Module, size: tuple[int, int], wanted: Wanted, names: Seq
     engines = {}
     for name in names:
         try:
-            engines[name] = open_engine(model, size, replace(wanted, engine=name))
+            engines[name] = opened(model, size, wanted, name)
         except CheckFailed as e:
             logger.warning(str(e))
     noise = torch.Generator().manual_seed(0)
@@ -258,7 +266,6 @@ def open_onnx(model: nn.Module, size: tuple[int, int], name: str, wanted: Wanted
             if difference < ALLOWED[wanted.precision]:
                 if cost and wanted.calibration:
                     cost.check(wanted.calibration.max_loss)
-                    logger.info(str(cost))
                 return engine
             if write:
                 break

@@ -5,6 +5,7 @@ over the calibration images. The first convolutions lose most of the accuracy an
 Weights use 7 bits, because CPUs without VNNI add pairs of products in 16 bits.
 """
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -57,9 +58,18 @@ class Calibration:
         """The images that give the cost: those of the last identities."""
         return sorted(self.images, key=lambda image: image.pid)[-COMPARED:]
 
+    @property
+    def labelled(self) -> bool:
+        """Whether the cost can be measured as mAP: all compared images have identities, and some a match."""
+        pids, camids = labels_of(self.compared)
+        return bool((pids >= 0).all()) and not same_person(pids, pids, camids, camids).junk.all()
+
     @cached_property
     def digest(self) -> str:
-        return content_of([*self.chosen, *self.compared])
+        """Hex SHA-256 over the images and their labels, on which the file and its cost depend."""
+        images = [*self.chosen, *self.compared]
+        labels = json.dumps([image[1:] for image in images])
+        return hashlib.sha256((content_of(images) + labels).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -114,9 +124,14 @@ def wanted_calibration(given: dict[str, Any], precision: str, weights: Path, dat
     Raises InputError for flags that only int8 uses.
     """
     if precision == "int8":
-        return calibration_of(
-            given.get("calibration", ()), weights, dataset_path, given.get("max_loss", Config.max_loss)
-        )
+        most = given.get("max_loss", Config.max_loss)
+        how = calibration_of(given.get("calibration", ()), weights, dataset_path, most)
+        if "max_loss" in given and not how.labelled:
+            raise InputError(
+                f"--max_loss {most:g} needs calibration images with identities, of which some match in another camera; "
+                "give a table with columns path, pid and camid, or remove --max_loss"
+            )
+        return how
     for name in ("calibration", "max_loss"):
         if name in given:
             raise InputError(f"--{name} is for int8; add --precision int8, or remove it")
@@ -203,6 +218,12 @@ def descriptors(path: Path, pixels: np.ndarray, inputs: str) -> np.ndarray:
     return np.concatenate([session.run(None, batch)[0] for batch in batches(pixels, inputs)])
 
 
+def labels_of(images: Sequence[Image]) -> tuple[np.ndarray, np.ndarray]:
+    """(pids, camids) of the images; without cameras each image is one of its own."""
+    pids, camids = (np.array(column) for column in list(zip(*images))[1:])
+    return pids, np.arange(len(images)) if (camids < 0).any() else camids
+
+
 def cost_of(expected: np.ndarray, found: np.ndarray, images: Sequence[Image]) -> Cost:
     """The cost of the descriptors `found` (N, F) instead of `expected`; images of a camera are not compared."""
     near = []
@@ -211,9 +232,7 @@ def cost_of(expected: np.ndarray, found: np.ndarray, images: Sequence[Image]) ->
         np.fill_diagonal(product, -np.inf)
         near.append(product.argmax(1))
     cosine, nearest = float((expected * found).sum(1).mean()), float((near[0] == near[1]).mean())
-    pids, camids = (np.array(column) for column in list(zip(*images))[1:])
-    if (camids < 0).any():
-        camids = np.arange(len(images))
+    pids, camids = labels_of(images)
     pairs = same_person(pids, pids, camids, camids)
     if (pids < 0).any() or pairs.junk.all():
         return Cost(len(images), cosine, nearest)

@@ -132,6 +132,15 @@ def test_splits_that_are_not_there(evaluated, run, flags, message):
     assert sorted(p.name for p in run.iterdir()) == ["config.json", "weights.pth"]
 
 
+@pytest.mark.parametrize("flags, message", [
+    (["--tracks"], "many has no tracks; prepare veri776"),
+    (["--cmc", "vehicleid"], "--cmc vehicleid needs a dataset whose test images are query and gallery"),
+])  # fmt: skip
+def test_protocols_of_other_datasets_are_refused_before_the_extraction(evaluated, run, flags, message):
+    assert message in evaluated(*flags, code=2).stderr
+    assert not [*run.rglob("features.h5*")]
+
+
 def test_scores_on_another_split_of_the_training_set_are_questioned(script, data, tmp_path):
     path = make_weights(tmp_path / "w.pth", dataset_type=("many",), split=1)
     flags = ["evaluate.py", "--dataset_path", data, "--weights", path, "--exp_dir", tmp_path]

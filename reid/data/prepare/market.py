@@ -102,7 +102,9 @@ def inside(source: Source, folder: str) -> list[str]:
 def missing_part(source: Source, part: str, needed: Iterable[str]) -> InputError:
     found = sorted({"/".join(PurePosixPath(name).parts[:2]) for name in source.sizes})
     found_text = shortened(found, 10) or "nothing"
-    return InputError(f"{source.path} has no {part}; expected {', '.join(needed)}; found {found_text}")
+    return InputError(
+        f"{source.path} has no {part}; expected {', '.join(needed)}; found {found_text}. Give the unchanged source"
+    )
 
 
 def refuse_unreadable(source: Source, names: list[str], expected: str) -> None:
