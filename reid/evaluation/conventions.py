@@ -81,10 +81,11 @@ class SingleShotDraws(SingleGalleryShot):
     """
 
     def __init__(self, query_pids, gallery_pids, query_camids=None, gallery_camids=None):
-        if query_camids is None or not np.array_equal(query_pids, gallery_pids):
+        query, gallery = [query_pids, query_camids], [gallery_pids, gallery_camids]
+        if query_camids is None or not np.array_equal(query, gallery) or repeated(np.array(gallery)):
             raise InputError(
                 "--cmc vehicleid needs a dataset whose test images are query and gallery, as prepare vehicleid_small "
-                "makes it, and camids; use another --cmc"
+                "makes it, and camids that number the images of an identity; use another --cmc"
             )
         super().__init__(query_pids, gallery_pids, query_camids, gallery_camids)
         self.weights: list[float] = []
@@ -118,6 +119,11 @@ class SingleShotDraws(SingleGalleryShot):
 
     def mean_ap(self) -> float:
         return float(np.average(self.inverse_ranks, weights=self.weights))
+
+
+def repeated(columns: np.ndarray) -> bool:
+    """Whether two of the columns (rows, n) are equal."""
+    return np.unique(columns, axis=1).shape[1] < columns.shape[1]
 
 
 class CameraPairs:

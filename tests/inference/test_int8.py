@@ -132,7 +132,7 @@ def test_evaluate_records_int8(cache, weights, tiny, tmp_path, script):
 @pytest.mark.parametrize("command, flags, words", [
     ("extract", ["--max_loss", "1"], "--max_loss is for int8; add --precision int8"),
     ("extract", ["--precision", "int8"], "int8 is calibrated on training images"),
-    ("extract", ["--precision", "int8", "--max_loss", "1", "--calibration"], "needs calibration images with identities"),
+    ("extract", ["--precision", "int8", "--max_loss", "1", "--calibration"], "calibration images with identities"),
     ("extract", ["--precision", "int8", "--engine", "plain", "--calibration"], "plain does not compute in int8"),
 ])  # fmt: skip
 def test_bad_use(command, flags, words, weights, images, tmp_path, script):
