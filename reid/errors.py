@@ -15,3 +15,7 @@ class CheckFailed(Exception):
 
 class Interrupted(Exception):
     """Stopped by a signal after a complete step. The message says how to continue."""
+
+
+class StoreUnavailable(InputError):
+    """A gallery store that does not answer, or refuses. The same call may succeed later."""

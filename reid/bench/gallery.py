@@ -8,7 +8,8 @@ import numpy as np
 
 from reid.bench.measure import Measured, side_by_side, table
 from reid.errors import CheckFailed
-from reid.gallery.hdf5 import Entries, Fingerprint, Gallery
+from reid.gallery.hdf5 import Gallery
+from reid.gallery.store import Entries, Fingerprint
 
 TOP = 10
 

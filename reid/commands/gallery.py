@@ -18,7 +18,8 @@ from reid.evaluation.pooling import POOLS, pool
 from reid.evaluation.record import read_record
 from reid.evaluation.store import read_h5, read_labels
 from reid.files import atomic_file, writing
-from reid.gallery.hdf5 import Answers, Entries, Fingerprint, Gallery, Listing, check_names
+from reid.gallery.address import create_gallery, open_gallery
+from reid.gallery.store import Answers, Entries, Fingerprint, Listing, Store, check_names
 from reid.gallery.picture import draw_answers, kind_of, save_picture
 from reid.inference.describe import extract
 from reid.inference.extractor import Extractor

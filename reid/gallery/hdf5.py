@@ -10,20 +10,34 @@ the new one, never a mixture.
 """
 
 import glob
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import h5py
 import numpy as np
 
-from reid.data.labels import Labels, named
+from reid.data.labels import Labels
 from reid.errors import InputError, MissingInput
-from reid.evaluation.distances import CHUNK, UNIT_TOLERANCE, nearest, products
+from reid.evaluation.distances import CHUNK, nearest, products
 from reid.evaluation.store import header
 from reid.files import atomic_file, locked, writing
+from reid.gallery.store import (
+    ALL,
+    Answers,
+    Entries,
+    Fingerprint,
+    Listing,
+    Only,
+    Store,
+    check_features,
+    check_names,
+    odd_lengths,
+    renumbered,
+    rows_at_once,
+    texts,
+)
 
 FORMAT = 2
 READABLE = (1, 2)
@@ -31,48 +45,11 @@ IDENTITIES, CAMERAS, SOURCES = "labels/identities", "labels/cameras", "labels/so
 COLUMNS = ("features", "names", "pids", "camids")  # of equal length
 
 
-class Fingerprint(NamedTuple):
-    """What descriptors depend on. Descriptors of two fingerprints cannot be compared."""
-
-    weights: str  # SHA-256 of the file
-    size: str  # "384x128", height x width
-    flip: bool
-
-
-class Entries(NamedTuple):
-    """Descriptors of M images. labels: of the pids, the camids and the names; without them numbers are the labels."""
-
-    features: np.ndarray  # (M, F); of a stored gallery the HDF5 dataset
-    names: list[str]
-    pids: np.ndarray  # (M,), -1 where unknown
-    camids: np.ndarray  # (M,)
-    labels: Labels = Labels()
-
-
-class Answers(NamedTuple):
-    """The answers to one query, nearest first."""
-
-    rows: np.ndarray  # of the gallery
-    distances: np.ndarray  # squared Euclidean, 0 to 4
-    names: list[str]
-    identities: list[str]  # labels, "" where unknown
-    cameras: list[str]
-    sources: list[str]  # the user's own names of the images
-
-
-class Listing(NamedTuple):
-    """What a gallery knows of its M images, as texts; "" where an identity or camera is unknown."""
-
-    names: list[str]
-    identities: list[str]
-    cameras: list[str]
-
-
-class Gallery:
+class Gallery(Store):
     """A gallery file. Every method opens the file itself, so it sees one complete state."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path, self.address = Path(path), str(path)
         if not self.path.is_file():
             raise MissingInput(f"gallery {path} does not exist; python -m reid gallery create makes one")
         with self.open() as f:
@@ -100,44 +77,60 @@ class Gallery:
     def open(self) -> Iterator[h5py.File]:
         try:
             with h5py.File(self.path, "r") as f:
+                self.refuse_replaced(f)
                 yield f
         except (OSError, KeyError) as e:
             raise InputError(f"gallery {self.path} cannot be read: {e}. It is damaged, or not a gallery") from e
+
+    def refuse_replaced(self, f: h5py.File) -> None:
+        """Raises InputError where another gallery has taken the place of the file since it was opened."""
+        known = getattr(self, "fingerprint", None)
+        if known and known != Fingerprint(f.attrs["weights"], f.attrs["size"], bool(f.attrs["flip"])):
+            raise InputError(f"{self.path} was replaced by a gallery of another model or setting; open it again")
+
+    def features_of(self, answers: Answers) -> np.ndarray:
+        with self.open() as f:
+            rows, places = np.unique(answers.rows, return_inverse=True)
+            if len(rows) and rows[-1] < len(f["names"]) and f["names"].asstr()[rows][places].tolist() == answers.names:
+                return f["features"][rows][places].astype(np.float32)
+        if not len(rows):
+            return np.empty((0, self.width), np.float32)
+        raise InputError(f"{self.path} was changed after the search; search again")
 
     def __len__(self) -> int:
         with self.open() as f:
             return len(f["features"])
 
-    def names(self) -> list[str]:
+    @contextmanager
+    def entries(self) -> Iterator[Entries]:
         with self.open() as f:
-            return f["names"].asstr()[:].tolist()
+            yield stored(f)
+
+    def present(self, names: Sequence[str]) -> set[str]:
+        with self.open() as f:
+            return set(names).intersection(f["names"].asstr()[:].tolist())
+
+    def info(self) -> dict[str, str]:
+        with self.open() as f:
+            dtype = f["features"].dtype
+        size = f"{self.path.stat().st_size / 2**20:,.1f} MiB"
+        return {"features": f"{self.width} {dtype}", "file": size, "index": "none; the search is exact"}
 
     def listing(self) -> Listing:
         with self.open() as f:
             _, names, pids, camids, labels = stored(f)
         return Listing(names, texts(pids, labels.identities), texts(camids, labels.cameras))
 
-    def refuse_other(self, fingerprint: Fingerprint) -> None:
-        """Raises InputError when features of `fingerprint` cannot be compared with the gallery's."""
-        pairs = zip(Fingerprint._fields, fingerprint, self.fingerprint)
-        other = [f"{name} {theirs} instead of {ours}" for name, theirs, ours in pairs if theirs != ours]
-        if other:
-            raise InputError(
-                f"{self.path} was made by another model or setting: {', '.join(other)}. The features cannot be "
-                "compared; use the gallery's weights and settings, or create another gallery"
-            )
-
     def add(self, fingerprint: Fingerprint, entries: Entries) -> None:
-        """Adds entries at the end, all or none. Raises InputError for another fingerprint or names that exist."""
+        """All entries are added, or none."""
         with alone(self.path):
             self.refuse_other(fingerprint)
-            names = self.names()
             check_features(entries, self.width)
-            check_names(entries.names, names)
-            self.change(np.ones(len(names), bool), everything(entries))
+            check_names(entries.names, self.present(entries.names))
+            self.change(np.ones(len(self), bool), everything(entries))
 
     def remove(self, chosen: Callable[[Listing], np.ndarray]) -> int:
-        """Removes the entries for which chosen(listing) is true (M,); returns how many."""
+        """The file is written anew without the entries, so their bytes are no longer in it."""
         with alone(self.path):
             kept = ~chosen(self.listing())
             if not kept.all():
@@ -150,22 +143,17 @@ class Gallery:
         with writing(self.path), atomic_file(self.path) as temporary, self.open() as f, writing(self.path):
             fill(temporary, self.fingerprint, [(stored(f), kept), *new], f["features"].dtype)
 
-    def search(self, queries: np.ndarray, top: int, threshold: float = np.inf) -> list[Answers]:
-        """The exact `top` nearest of each of queries (Q, F) of unit length; fewer where distances exceed `threshold`.
-
-        The gallery passes through memory once, in pieces of CHUNK / 4 numbers. Of equally near entries, the first
-        added come first.
-        """
-        queries = np.ascontiguousarray(queries, np.float32)
-        if queries.ndim != 2 or queries.shape[1] != self.width:
-            raise InputError(f"queries have shape {queries.shape}; {self.path} expects (queries, {self.width})")
-        if len(odd := odd_lengths(queries)):
-            raise InputError(f"query {odd[0]} does not have length 1; make descriptors with reid.Extractor")
+    def search(self, queries: np.ndarray, top: int, threshold: float = np.inf, only: Only = ALL) -> list[Answers]:
+        """The search is exact. The gallery passes through memory once, in pieces of CHUNK / 4 numbers."""
+        queries = self.check_queries(queries)
         keys, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
         with self.open() as f:
+            left_out = ~matching(f, only) if any(only) else None
             for start, piece in self.pieces(f["features"], len(queries)):
                 found = np.empty((len(queries), len(piece)), np.float32)
                 products(-queries, piece, found)
+                if left_out is not None:
+                    found[:, left_out[start : start + len(piece)]] = np.inf
                 best = nearest(found, min(top, len(piece)))
                 keys = np.concatenate([keys, np.take_along_axis(found, best, 1)], 1)
                 rows = np.concatenate([rows, best + start], 1)
@@ -180,7 +168,7 @@ class Gallery:
         distances = np.maximum(2 + 2 * keys, 0)
         answers = []
         for row, place, distance in zip(rows, places.reshape(rows.shape), distances):
-            near = distance <= threshold
+            near = np.isfinite(distance) & (distance <= threshold)
             texts_of = (column[place[near]].tolist() for column in columns)
             answers.append(Answers(row[near], distance[near], *texts_of))
         return answers
@@ -224,10 +212,14 @@ def stored(f: h5py.File) -> Entries:
     return Entries(f["features"], names, f["pids"][:], f["camids"][:], labels)
 
 
-def texts(numbers: np.ndarray, labels: Sequence[str]) -> list[str]:
-    """The labels of (M,) numbers; "" for negative ones. Equal labels are one object."""
-    known = {n: "" if n < 0 else named(labels, n) for n in np.unique(numbers).tolist()}
-    return [known[n] for n in numbers.tolist()]
+def matching(f: h5py.File, only: Only) -> np.ndarray:
+    """(M,) whether each entry of an open gallery has the labels."""
+    mask = np.ones(len(f["names"]), bool)
+    for numbers, part, labels in (("pids", IDENTITIES, only.identities), ("camids", CAMERAS, only.cameras)):
+        if labels:
+            known, places = np.unique(f[numbers][:], return_inverse=True)
+            mask &= np.isin(labels_at(f, part, known), [*labels])[places]
+    return mask
 
 
 def labels_at(f: h5py.File, part: str, numbers: np.ndarray) -> list[str]:
@@ -239,57 +231,9 @@ def labels_at(f: h5py.File, part: str, numbers: np.ndarray) -> list[str]:
     return [known.get(n, "") for n in numbers.tolist()]
 
 
-def renumbered(columns: Sequence[tuple[np.ndarray, Sequence[str]]]) -> tuple[np.ndarray, list[str]]:
-    """(numbers, labels) of all columns together: each is (numbers, their labels). Equal labels become one."""
-    places: dict[str, int] = {}
-    parts = []
-    for numbers, labels in columns:
-        found, place = np.unique(numbers, return_inverse=True)
-        new = [-1 if n < 0 else places.setdefault(named(labels, n), len(places)) for n in found.tolist()]
-        parts.append(np.array(new, np.int64)[place])
-    return np.concatenate(parts), list(places)
-
-
 def everything(entries: Entries) -> tuple[Entries, np.ndarray]:
     """The entries with a mask (M,) that keeps all of them."""
     return entries, np.ones(len(entries.features), bool)
-
-
-def check_features(entries: Entries, width: int | None) -> None:
-    """Raises InputError when entries cannot be part of a gallery of `width` (None: a new one)."""
-    f = entries.features
-    if f.ndim != 2 or width not in (None, f.shape[1]) or len({len(part) for part in entries[:4]}) > 1:
-        raise InputError(
-            f"features have shape {f.shape}, there are {len(entries.names)} names, {len(entries.pids)} pids and "
-            f"{len(entries.camids)} camids; expected (M, width{f' {width}' if width else ''}) and M of each"
-        )
-    step = rows_at_once(f.shape[1])
-    for i in range(0, len(f), step):
-        if len(odd := odd_lengths(f[i : i + step].astype(np.float32, copy=False))):
-            name = entries.names[i + odd[0]]
-            raise InputError(f"feature {name} does not have length 1; its weights or its file may be damaged")
-
-
-def check_names(names: Sequence[str], present: Sequence[str]) -> None:
-    """Raises InputError when one of `names` occurs twice or among those `present`."""
-    known, count = set(present), Counter(names)
-    twice = [n for n in names if count[n] > 1 or n in known]
-    if twice:
-        raise InputError(
-            f"{len(twice)} of {len(names)} names are in the gallery already, or twice, for example {twice[0]}; "
-            "nothing was added. Use gallery remove first"
-        )
-
-
-def odd_lengths(features: np.ndarray) -> np.ndarray:
-    """Rows of float32 (M, F) that are not of unit length; rows with NaN are among them."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        squares = np.vecdot(features, features)
-    return np.flatnonzero(~(abs(squares - 1) < UNIT_TOLERANCE))
-
-
-def rows_at_once(width: int) -> int:
-    return max(1, CHUNK // max(1, width))
 
 
 def fill(path: Path, mark: Fingerprint, parts: Sequence[tuple[Entries, np.ndarray]], dtype: np.dtype) -> None:

@@ -11,7 +11,7 @@ from PIL import ImageDraw
 from reid.data.shapes import fitted
 from reid.errors import InputError
 from reid.files import atomic_file, writing
-from reid.gallery.hdf5 import Answers
+from reid.gallery.store import Answers
 from reid.report.fonts import Fonts
 
 TILE_H, TILE_W, GAP = 192, 96, 6  # pixels: height and least width of a tile, and the space between tiles

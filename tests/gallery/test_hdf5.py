@@ -18,7 +18,9 @@ from reid.data.labels import Labels
 from reid.errors import InputError, MissingInput
 from reid.files import locked
 from reid.gallery import hdf5 as module
-from reid.gallery.hdf5 import Entries, Fingerprint, Gallery
+from reid.gallery import store
+from reid.gallery.hdf5 import Gallery
+from reid.gallery.store import Entries, Fingerprint
 
 MARK = Fingerprint("0" * 64, "64x32", True)
 
@@ -39,7 +41,8 @@ def content(gallery: Gallery):
 @pytest.mark.parametrize("chunk", [1, 100, 1 << 24])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_search_equals_a_sort_of_all_distances(chunk, dtype, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", chunk)
+    for part in (module, store):
+        monkeypatch.setattr(part, "CHUNK", chunk)
     e = entries(150)
     e.features[50:100] = e.features[:50]  # equally near: the first added comes first
     gallery = Gallery.create(tmp_path / "g.h5", MARK, e, dtype)
@@ -102,7 +105,7 @@ def test_labels_are_text_and_join(tmp_path):
     assert dict(zip(found.names, found.sources)) == {name: name for name in names} | {"0.jpg": "IMG 1.jpg"}
     assert gallery.remove(lambda known: np.array([identity == "anna" for identity in known.identities])) == 2
     assert gallery.listing().identities == [" anna", "7", "", "7", "李雷"]
-    assert "0.jpg" not in gallery.names()
+    assert "0.jpg" not in gallery.listing().names
 
 
 def test_format_1_is_read_and_becomes_format_2(tmp_path):
@@ -215,7 +218,8 @@ def test_what_does_not_go_together(tmp_path):
 
 def test_removal_needs_little_memory(tmp_path, monkeypatch):
     """Also when the two outermost entries are all that stays."""
-    monkeypatch.setattr(module, "CHUNK", 1 << 14)
+    for part in (module, store):
+        monkeypatch.setattr(part, "CHUNK", 1 << 14)
     gallery = Gallery.create(tmp_path / "g.h5", MARK, entries(40_000, width=64))
     tracemalloc.start()
     try:
@@ -232,7 +236,8 @@ ADDING = """
 import sys
 import numpy as np
 from pathlib import Path
-from reid.gallery.hdf5 import Entries, Fingerprint, Gallery
+from reid.gallery.hdf5 import Gallery
+from reid.gallery.store import Entries, Fingerprint
 gallery, run = Gallery(sys.argv[1]), sys.argv[2]
 for step in range(100000):
     features = np.zeros((20, 64), np.float32)
@@ -288,7 +293,8 @@ def test_a_second_change_waits(tmp_path, caplog):
 
 
 def test_search_needs_little_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", 1 << 14)
+    for part in (module, store):
+        monkeypatch.setattr(part, "CHUNK", 1 << 14)
     gallery = Gallery.create(tmp_path / "g.h5", MARK, entries(40_000, width=64))
     queries = entries(3, width=64).features
     gallery.search(queries, 5)

@@ -1,0 +1,32 @@
+"""Galleries by their address: a file, or milvus:URI#COLLECTION."""
+
+from reid.errors import InputError
+from reid.gallery.hdf5 import Gallery
+from reid.gallery.milvus import Milvus
+from reid.gallery.store import Entries, Fingerprint, Store
+
+PREFIX = "milvus:"
+
+
+def parts_of(address: str) -> tuple[str, str]:
+    """(URI, collection) of milvus:URI#COLLECTION. Raises InputError."""
+    uri, _, name = address.removeprefix(PREFIX).rpartition("#")
+    if not uri or not name:
+        raise InputError(f"{address}: expected milvus:URI#COLLECTION, for example milvus:gallery.db#people")
+    return uri, name
+
+
+def open_gallery(address: str) -> Store:
+    """An existing gallery. Raises InputError, MissingInput, StoreUnavailable."""
+    return Milvus(*parts_of(address)) if address.startswith(PREFIX) else Gallery(address)
+
+
+def create_gallery(address: str, mark: Fingerprint, entries: Entries, dtype: str = "", index: str = "") -> Store:
+    """A new gallery. dtype: of a file (default float32). index: of Milvus (default FLAT). Raises InputError."""
+    if address.startswith(PREFIX):
+        if dtype:
+            raise InputError(f"--dtype {dtype}: Milvus galleries are float32; leave it out")
+        return Milvus.create(*parts_of(address), mark, entries, index or "FLAT")
+    if index:
+        raise InputError(f"--index {index}: a gallery file has no index, its search is exact; leave it out")
+    return Gallery.create(address, mark, entries, dtype or "float32")
