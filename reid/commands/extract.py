@@ -20,6 +20,7 @@ from reid.inference.describe import extract_file, with_bands
 from reid.inference.engines import WORTH
 from reid.inference.extractor import Extractor
 from reid.inference.int8 import wanted_calibration
+from reid.processes import connected, part_of, world
 
 
 def add_arguments(parser) -> None:
@@ -39,16 +40,18 @@ def main(arguments) -> int:
         raise InputError(f"--out {out} already exists; give another name, or --overwrite")
     images, labels = list_images(arguments.images)
     extractor = open_extractor(arguments, len(images))
-    found = read_images(images, extractor.size, extractor.num_workers, extractor.device, arguments.skip_bad)
-    with writing(out):
-        if out.suffix == ".h5":
-            record = record_of(extractor, found)
-            if out.exists() and not arguments.overwrite:
-                refuse_other(out, record)
-            extract_to(out, extractor, found, labels, record)
-        else:
-            extract_npz(out, extractor, found, labels)
-    print(f"{len(found.images)} descriptors in {out}")
+    with connected(extractor.device) as here:
+        found = read_images(images, extractor.size, extractor.num_workers, extractor.device, arguments.skip_bad)
+        with writing(out):
+            if out.suffix == ".h5":
+                record = record_of(extractor, found)
+                if out.exists() and not arguments.overwrite:
+                    refuse_other(out, record)
+                extract_to(out, extractor, found, labels, record)
+            else:
+                extract_npz(out, extractor, found, labels)
+    if here.first:
+        print(f"{len(found.images)} descriptors in {out}")
     return 0
 
 
@@ -98,10 +101,14 @@ def refuse_other(path: Path, record: Record) -> None:
 
 
 def extract_to(path: Path, extractor: Extractor, found: ReadImages, labels: Labels, record: Record) -> None:
-    """Writes a features.h5 with all images as gallery. Continues an interrupted call with the same images."""
+    """Writes a features.h5 with all images as gallery. Continues an interrupted call with the same images.
+
+    Connected processes each extract their part; rank 0 writes.
+    """
 
     def load(start: int):
-        return found.store.batches(in_order(len(found.images), extractor.batch_size, start))
+        batches = in_order(len(found.images), extractor.batch_size, start)
+        return found.store.batches([part_of(rows, world()) for rows in batches])
 
     paths = [image.path for image in found.images]
     labels = replace(labels, sources=dict(zip(paths, short_names(paths))))
@@ -113,6 +120,8 @@ def extract_npz(path: Path, extractor: Extractor, found: ReadImages, labels: Lab
     """Writes .npz through a temporary features.h5, because an .npz cannot be written row by row."""
     work = path.with_name(f".{path.name}.h5")
     extract_to(work, extractor, found, labels, record_of(extractor, found))
+    if not world().first:
+        return
     sides, attrs = read_h5(work)
     features, pids, camids, names = sides["gallery"]
     with atomic_file(path) as temporary, open(temporary, "wb") as f:

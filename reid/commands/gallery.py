@@ -1,4 +1,4 @@
-"""python -m reid gallery create|add|remove|search|info: descriptors that can be searched."""
+"""python -m reid gallery create|add|remove|search|info|check|copy: descriptors that can be searched."""
 
 import csv
 import logging
@@ -6,9 +6,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import h5py
 import numpy as np
 
-from reid.commands.extract import open_extractor
+from reid.commands.extract import extract_to, open_extractor, record_of
 from reid.commands.flags import add_flags, add_images_flags, given_flags
 from reid.data.images import ReadImages, list_images, read_images
 from reid.data.labels import Labels
@@ -18,15 +19,21 @@ from reid.evaluation.pooling import POOLS, pool
 from reid.evaluation.record import read_record
 from reid.evaluation.store import read_h5, read_labels
 from reid.files import atomic_file, writing
-from reid.gallery.address import create_gallery, open_gallery
-from reid.gallery.store import Answers, Entries, Fingerprint, Listing, Store, check_names
+from reid.gallery.address import PREFIX, create_gallery, find_gallery, folder_of, open_gallery, work_file
+from reid.gallery.milvus import INDEXES
 from reid.gallery.picture import draw_answers, kind_of, save_picture
+from reid.gallery.recall import TOP, recall
+from reid.gallery.store import Answers, Entries, Fingerprint, Listing, Only, Store, check_features, check_names
 from reid.inference.describe import extract
 from reid.inference.extractor import Extractor
+from reid.processes import connected
 
 logger = logging.getLogger(__name__)
 
 CSV_COLUMNS = ("query", "rank", "gallery", "distance", "identity", "camera", "source")
+COPY = "copy a gallery to another store, without extracting again"
+DTYPE = "type of the features in a file (default float32)"
+INDEX = "index of a Milvus collection (default FLAT, which is exact)"
 LOOKED_AT = 1000  # entries whose images are looked for
 
 
@@ -35,7 +42,8 @@ def add_arguments(parser) -> None:
 
     def action(name: str, what: str):
         added = actions.add_parser(name, help=what, description=what)
-        added.add_argument("gallery", help="gallery file (.h5)")
+        added.add_argument("gallery", help="gallery file (.h5), milvus:URI#COLLECTION, or a collection of --store")
+        added.add_argument("--store", metavar="milvus:URI", help="Milvus: a file ending in .db, or http://HOST:PORT")
         return added
 
     for name in ("create", "add"):
@@ -46,9 +54,8 @@ def add_arguments(parser) -> None:
         )
         sub.add_argument("--root", help="folder of the images that --features names (default: as the file says)")
         if name == "create":
-            sub.add_argument(
-                "--dtype", choices=("float32", "float16"), default="float32", help="store this type (default float32)"
-            )
+            sub.add_argument("--dtype", choices=("float32", "float16"), default="", help=DTYPE)
+            sub.add_argument("--index", choices=INDEXES, default="", help=INDEX)
         add_flags(sub, "gallery")
     sub = action("remove", "remove entries by name or by identity")
     sub.add_argument("--names", nargs="+", default=[], help="remove these names, as search prints them")
@@ -64,50 +71,124 @@ def add_arguments(parser) -> None:
         help="search once, with the mean or maximum of all --images",
     )
     sub.add_argument("--threshold", type=float, default=np.inf, help="largest squared distance, as in evaluate.py")
+    sub.add_argument("--pids", nargs="+", default=[], help="search only these identities, by their labels")
+    sub.add_argument("--camids", nargs="+", default=[], help="search only these cameras, by their labels")
     sub.add_argument("--picture", metavar="FILE", help="draw queries and answers (.png, .jpg)")
     sub.add_argument("--csv", metavar="FILE", help="also write the answers as CSV")
     sub.add_argument("--root", help="look for the entries' images here (default: the gallery's folder)")
     sub.add_argument("--no_flip", action="store_true", help="do not average with mirror images")
     add_flags(sub, "gallery", needs_weights=True)
     action("info", "print the content of a gallery")
+    sub = action("check", "check that every descriptor can be read and has length 1")
+    sub.add_argument("--recall", type=int, default=0, metavar="N", help="recall of N entries against exact search")
+    copied = actions.add_parser("copy", help=COPY, description=COPY)
+    copied.add_argument("gallery", help="source: a file, or milvus:URI#COLLECTION")
+    copied.add_argument("target", help="the same; where it exists, only missing names are added")
+    copied.add_argument("--dtype", choices=("float32", "float16"), default="", help=DTYPE)
+    copied.add_argument("--index", choices=INDEXES, default="", help=INDEX)
 
 
 def main(arguments) -> int:
-    return {"create": put, "add": put, "remove": remove, "search": search, "info": info}[arguments.action](arguments)
+    if store := getattr(arguments, "store", None):
+        if not store.startswith(PREFIX):
+            raise InputError(f"--store {store}: expected milvus:URI; leave it out for a gallery file")
+        arguments.gallery = f"{store}#{arguments.gallery}"
+    actions = {"create": put, "add": put, "remove": remove, "search": search}
+    return (actions | {"info": info, "check": check, "copy": copy})[arguments.action](arguments)
 
 
 def put(a) -> int:
     """Creates a gallery or adds to one."""
-    path = Path(a.gallery)
-    gallery = Gallery(path) if a.action == "add" else None
-    if gallery is None and path.exists():
-        raise InputError(f"{path} already exists; use gallery add")
     weights = given_flags(a).get("pretrained_weights_dir")
     if bool(a.features_file) == bool(a.images) or bool(a.images) != bool(weights):
         raise InputError("give either --weights and --images, or --features")
     if a.root and not a.features_file:
         raise InputError("--root is for --features: images that are read are found already")
-    mark, entries = from_features(a, path) if a.features_file else from_images(a, path, gallery)
+    if a.images:
+        return put_images(a)
+    gallery = gallery_for(a)
+    mark, entries = from_features(a, folder_of(a.gallery))
     if gallery is None:
-        gallery = Gallery.create(path, mark, entries, a.dtype)
+        gallery = create_gallery(a.gallery, mark, entries, a.dtype, a.index)
     else:
         gallery.add(mark, entries)
-    print(f"{len(entries.names)} added; {path} has {len(gallery)} entries")
+    print(f"{len(entries.names)} added; {a.gallery} has {len(gallery)} entries")
     return 0
 
 
-def from_images(a, path: Path, gallery: Gallery | None) -> tuple[Fingerprint, Entries]:
-    """(fingerprint, entries) of --images for the gallery at `path`. gallery: None for a new one."""
+def gallery_for(a, continues: bool = False) -> Store | None:
+    """The gallery to add to; None for one to create. continues: an interrupted command may have created it."""
+    if a.action == "add":
+        return open_gallery(a.gallery)
+    gallery = find_gallery(a.gallery)
+    if gallery is not None and not continues:
+        raise InputError(f"{a.gallery} already exists; use gallery add")
+    return gallery
+
+
+def put_images(a) -> int:
+    """Extracts into a file beside the gallery, then adds. Interrupted, the same command continues either.
+
+    Under torchrun each process extracts its part, and rank 0 adds.
+    """
     images, labels = list_images(a.images)
     extractor = open_extractor(a, len(images))
-    mark = fingerprint(extractor)
-    if gallery is not None:  # check before the long work
+    mark, folder, work = fingerprint(extractor), folder_of(a.gallery), work_file(a.gallery)
+    with connected(extractor.device) as here:
+        continues = work.exists()
+        gallery = gallery_for(a, continues) if here.first else None
+        if gallery is not None:  # check before the long work
+            gallery.refuse_other(mark)
+            names = [beside(i.path, folder) for i in images]
+            check_names(names, () if continues else gallery.present(names))
+        found = read_images(images, extractor.size, extractor.num_workers, extractor.device, a.skip_bad)
+        extract_to(work, extractor, found, labels, record_of(extractor, found))
+    if here.first:
+        names = [beside(image.path, folder) for image in found.images]
+        places = np.array([(image.pid, image.camid) for image in found.images], np.int64)
+        with h5py.File(work, "r") as f:
+            put_missing(a, a.gallery, gallery, mark, Entries(f["features"], names, places[:, 0], places[:, 1], labels))
+        work.unlink()
+    return 0
+
+
+def put_missing(a, address: str, gallery: Store | None, mark: Fingerprint, entries: Entries) -> None:
+    """Creates a gallery, or adds the entries whose names it does not have."""
+    if gallery is None:
+        gallery = create_gallery(address, mark, entries, a.dtype, a.index)
+        count = len(entries.names)
+    else:
         gallery.refuse_other(mark)
-        check_names([beside(i.path, path) for i in images], gallery.names())
-    found = read_images(images, extractor.size, extractor.num_workers, extractor.device, a.skip_bad)
-    names = [beside(image.path, path) for image in found.images]
-    places = np.array([(image.pid, image.camid) for image in found.images], np.int64)
-    return mark, Entries(descriptors(extractor, found), names, places[:, 0], places[:, 1], labels)
+        present = gallery.present(entries.names)
+        missing = entries.select(np.array([name not in present for name in entries.names], bool))
+        count = len(missing.names)
+        if count:
+            gallery.add(mark, missing)
+    already = f", {len(entries.names) - count} were there already" if count < len(entries.names) else ""
+    print(f"{count} added{already}; {address} has {len(gallery)} entries")
+
+
+def copy(a) -> int:
+    source, target = open_gallery(a.gallery), find_gallery(a.target)
+    if target is not None and (a.dtype or a.index):
+        raise InputError(f"{a.target} exists already; --dtype and --index are for a new gallery")
+    with source.entries() as entries:
+        put_missing(a, a.target, target, source.fingerprint, entries)
+    return 0
+
+
+def check(a) -> int:
+    """Reads every descriptor. Raises InputError for a damaged one."""
+    if a.recall < 0:
+        raise InputError(f"--recall {a.recall}: expected a number of queries")
+    gallery = open_gallery(a.gallery)
+    with gallery.entries() as entries:
+        check_features(entries, gallery.width)
+        print(f"{len(entries.names)} entries are sound; index: {gallery.info()['index']}")
+        if a.recall:
+            found = recall(gallery, entries, a.recall)
+            print(f"recall@{TOP} against exact search: {found:.4f} ({a.recall} entries as queries)")
+    return 0
 
 
 def descriptors(extractor: Extractor, found: ReadImages) -> np.ndarray:
@@ -116,9 +197,9 @@ def descriptors(extractor: Extractor, found: ReadImages) -> np.ndarray:
     return extract(extractor.engine, batches, len(found.images))
 
 
-def beside(image: str, gallery: Path) -> str:
+def beside(image: str, folder: Path) -> str:
     """A path relative to the gallery's folder."""
-    return Path(os.path.relpath(image, gallery.parent)).as_posix()
+    return Path(os.path.relpath(image, folder)).as_posix()
 
 
 def fingerprint(extractor: Extractor) -> Fingerprint:
@@ -126,7 +207,7 @@ def fingerprint(extractor: Extractor) -> Fingerprint:
 
 
 def from_features(a, target: Path) -> tuple[Fingerprint, Entries]:
-    """The gallery side of a features.h5, for the gallery `target`. Raises MissingInput, InputError."""
+    """The gallery side of a features.h5, for a gallery in the folder `target`. Raises MissingInput, InputError."""
     path = Path(a.features_file)
     if not path.is_file():
         raise MissingInput(f"features file {path} does not exist; python -m reid extract writes one")
@@ -142,7 +223,7 @@ def from_features(a, target: Path) -> tuple[Fingerprint, Entries]:
     original = [labels.source(name) for name in names]
     if folder := a.root or attrs.get("folder"):  # extract writes it; evaluate.py's names are relative to a dataset
         names = [beside(os.path.join(folder, name), target) for name in names]
-    if not any((target.parent / name).is_file() for name in names[:LOOKED_AT]):
+    if not any((target / name).is_file() for name in names[:LOOKED_AT]):
         if a.root:
             raise InputError(f"--root {a.root}: the images of {path} are not there, as {os.path.basename(names[0])}")
         place = f"datasets/{record.dataset}/images" if record.dataset else "FOLDER"
@@ -158,16 +239,16 @@ def remove(a) -> int:
         raise InputError("give --names or --pids of the entries to remove")
     if "-1" in a.pids:
         raise InputError("--pids -1: entries without identity have none; remove them by --names")
-    gallery = Gallery(a.gallery)
+    gallery = open_gallery(a.gallery)
     names, identities = set(a.names), set(a.pids)
 
     def chosen(listing: Listing) -> np.ndarray:
         if absent := [*names - set(listing.names), *identities - set(listing.identities)]:
-            raise InputError(f"{gallery.path} has no {', '.join(sorted(absent))}; nothing was removed")
+            raise InputError(f"{gallery.address} has no {', '.join(sorted(absent))}; nothing was removed")
         rows = zip(listing.names, listing.identities)
         return np.array([name in names or identity in identities for name, identity in rows], bool)
 
-    print(f"{gallery.remove(chosen)} removed; {gallery.path} has {len(gallery)} entries")
+    print(f"{gallery.remove(chosen)} removed; {gallery.address} has {len(gallery)} entries")
     return 0
 
 
@@ -178,7 +259,7 @@ def search(a) -> int:
         raise InputError(f"--threshold {a.threshold}: expected a squared distance from 0 to 4")
     if a.picture:
         kind_of(Path(a.picture))
-    gallery = Gallery(a.gallery)
+    gallery = open_gallery(a.gallery)
     images = list_images(a.images).images
     extractor = open_extractor(a, len(images))
     gallery.refuse_other(fingerprint(extractor))
@@ -189,7 +270,7 @@ def search(a) -> int:
         features = pool(features, a.multi_query)[None]
         print(f"{a.multi_query} of {len(queries)} images:")
         queries = queries[:1]
-    found = gallery.search(features, a.top, a.threshold)
+    found = gallery.search(features, a.top, a.threshold, Only(a.pids, a.camids))
     for image, answers in zip(queries, found):
         print(f"{image}\n{as_text(answers)}")
         if not answers.names:
@@ -197,7 +278,7 @@ def search(a) -> int:
     if a.csv:
         write_csv(Path(a.csv), queries, found)
     if a.picture:
-        root = Path(a.root) if a.root else gallery.path.parent
+        root = Path(a.root) if a.root else folder_of(a.gallery)
         picture, missing = draw_answers(queries, found, root)
         save_picture(picture, Path(a.picture))
         if missing:
@@ -233,16 +314,13 @@ def write_csv(path: Path, queries: Sequence[str], found: Sequence[Answers]) -> N
 
 
 def info(a) -> int:
-    gallery = Gallery(a.gallery)
+    gallery = open_gallery(a.gallery)
     names, identities, cameras = gallery.listing()
-    with gallery.open() as f:
-        dtype = f["features"].dtype
     rows = {
         "entries": f"{len(names):,}",
         "identities known": f"{len(set(identities) - {''}):,}",
         "cameras known": len(set(cameras) - {""}),
-        "features": f"{gallery.width} {dtype}",
-        "file": f"{gallery.path.stat().st_size / 2**20:,.1f} MiB",
+        **gallery.info(),
         "weights SHA-256": gallery.fingerprint.weights,
         "input size": gallery.fingerprint.size,
         "mirror image": "yes" if gallery.fingerprint.flip else "no",

@@ -1,6 +1,8 @@
 """Galleries by their address: a file, or milvus:URI#COLLECTION."""
 
-from reid.errors import InputError
+from pathlib import Path
+
+from reid.errors import InputError, MissingInput
 from reid.gallery.hdf5 import Gallery
 from reid.gallery.milvus import Milvus
 from reid.gallery.store import Entries, Fingerprint, Store
@@ -30,3 +32,25 @@ def create_gallery(address: str, mark: Fingerprint, entries: Entries, dtype: str
     if index:
         raise InputError(f"--index {index}: a gallery file has no index, its search is exact; leave it out")
     return Gallery.create(address, mark, entries, dtype or "float32")
+
+
+def find_gallery(address: str) -> Store | None:
+    """The gallery, None where there is none yet."""
+    try:
+        return open_gallery(address)
+    except MissingInput:
+        return None
+
+
+def folder_of(address: str) -> Path:
+    """The folder to which names of entries are relative: that of the file; for a cluster the current one."""
+    if not address.startswith(PREFIX):
+        return Path(address).parent
+    uri, _ = parts_of(address)
+    return Path() if "://" in uri else Path(uri).parent
+
+
+def work_file(address: str) -> Path:
+    """Where descriptors are kept until they are in the gallery, so that an interrupted command can continue."""
+    name = parts_of(address)[1] if address.startswith(PREFIX) else Path(address).name
+    return folder_of(address) / f".{name}.features.h5"

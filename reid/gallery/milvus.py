@@ -60,11 +60,7 @@ class Milvus(Store):
             if not self.client.has_collection(name):
                 raise MissingInput(f"{self.address} does not exist; python -m reid gallery create makes it")
             found = self.client.describe_collection(name)
-            try:
-                weights, size, flip = json.loads(found["properties"]["fingerprint"])
-            except (KeyError, ValueError):
-                raise InputError(f"{self.address} is not a gallery; give another collection") from None
-            self.fingerprint = Fingerprint(weights, size, flip)
+            self.fingerprint = self.read_fingerprint()
             self.width = next(int(f["params"]["dim"]) for f in found["fields"] if f["name"] == "feature")
             self.client.load_collection(name)
 
@@ -87,6 +83,14 @@ class Milvus(Store):
     def talking(self) -> Iterator[None]:
         with self.lock, reported(self.address):
             yield
+
+    def read_fingerprint(self) -> Fingerprint:
+        """Raises InputError for a collection that is not a gallery."""
+        try:
+            properties = self.client.describe_collection(self.name)["properties"]
+            return Fingerprint(*json.loads(properties["fingerprint"]))
+        except (KeyError, TypeError, ValueError):
+            raise InputError(f"{self.address} is not a gallery; give another collection") from None
 
     def recover(self) -> None:
         """Completes or undoes a removal whose process was killed."""
@@ -163,8 +167,10 @@ class Milvus(Store):
         A cluster deletes and compacts; its garbage collection deletes the old files later.
         """
         with self.talking():
-            gone = chosen(self.listing())
-            names = [name for name, removed in zip(self.listing().names, gone) if removed]
+            self.recover()
+            listing = self.listing()
+            gone = chosen(listing)
+            names = [name for name, removed in zip(listing.names, gone) if removed]
             if names and self.local:
                 self.replace(self.content().select(~gone))
             elif names:
@@ -203,6 +209,8 @@ class Milvus(Store):
         limit = min(top + 1, MOST)
         while True:
             with self.talking():
+                if self.read_fingerprint() != self.fingerprint:
+                    raise InputError(f"{self.address} was replaced by a gallery of another model; open it again")
                 found = self.client.search(
                     self.name,
                     data=[*queries],
