@@ -51,6 +51,7 @@ class Milvus(Store):
         self.uri, self.name = uri, name
         self.address = f"milvus:{uri}#{name}"
         self.local = not re.match(r"\w+://", uri)
+        self.loaded = True
         self.lock = threading.RLock()  # a local file is replaced when entries are removed
         if not re.fullmatch(r"[A-Za-z_]\w{0,200}", name, re.ASCII):
             raise InputError(f"{name} is not a name of a collection; use letters, digits and _")
@@ -81,8 +82,16 @@ class Milvus(Store):
 
     @contextmanager
     def talking(self) -> Iterator[None]:
+        """One use of the store. After an error the collection is loaded again, as a restarted server may need it."""
         with self.lock, reported(self.address):
-            yield
+            if not self.loaded:
+                self.client.load_collection(self.name)
+                self.loaded = True
+            try:
+                yield
+            except Exception:
+                self.loaded = False
+                raise
 
     def read_fingerprint(self) -> Fingerprint:
         """Raises InputError for a collection that is not a gallery."""
@@ -160,6 +169,8 @@ class Milvus(Store):
             rows = enumerate(zip(*columns, features), start + i)
             data = [dict(zip((*TEXTS, "feature"), values), row=row) for row, values in rows]
             self.client.upsert(name, data, timeout=TIMEOUT)
+        if len(entries.names) > step:
+            self.client.flush(name)  # Milvus Lite searches entries that are not flushed one by one
 
     def remove(self, chosen: Callable[[Listing], np.ndarray]) -> int:
         """Milvus Lite: the collection is written anew and the old one deleted, so its bytes are in no file.
