@@ -188,7 +188,8 @@ class ImageStore:
         """uint8 (n, 3, h, w) on the device, channels last, for each sequence of n indices."""
         if self.pixels is not None:
             for rows in indices:
-                yield self.to_device(self.pixels[torch.as_tensor(np.asarray(rows), device=self.pixels.device)])
+                places = np.asarray(rows, np.int64)  # also where there are none
+                yield self.to_device(self.pixels[torch.as_tensor(places, device=self.pixels.device)])
             return
         indices = list(indices)
         stream = self.decoded(i for rows in indices for i in rows)

@@ -41,6 +41,7 @@ BLOCK = 1 << 20  # numbers in one request; a message has at most 64 MiB
 QUERIES = 64  # in one request
 SAME = 2e-6  # inner products of equal entries differ by less in float32
 TIMEOUT = 30.0  # seconds for one request
+WRITING = 600.0  # seconds for a block: Milvus Lite writes and indexes a segment within a request
 NEW = "__new"  # suffix of a collection that will replace another
 
 
@@ -168,9 +169,9 @@ class Milvus(Store):
             columns = (column[i : i + step] for column in (entries.names, identities, cameras, sources))
             rows = enumerate(zip(*columns, features), start + i)
             data = [dict(zip((*TEXTS, "feature"), values), row=row) for row, values in rows]
-            self.client.upsert(name, data, timeout=TIMEOUT)
+            self.client.upsert(name, data, timeout=WRITING)
         if len(entries.names) > step:
-            self.client.flush(name)  # Milvus Lite searches entries that are not flushed one by one
+            self.client.flush(name, timeout=WRITING)  # Milvus Lite searches entries that are not flushed one by one
 
     def remove(self, chosen: Callable[[Listing], np.ndarray]) -> int:
         """Milvus Lite: the collection is written anew and the old one deleted, so its bytes are in no file.
@@ -187,7 +188,7 @@ class Milvus(Store):
             elif names:
                 for i in range(0, len(names), MOST // 8):
                     self.client.delete(self.name, filter=one_of("name", names[i : i + MOST // 8]), timeout=TIMEOUT)
-                self.client.flush(self.name)
+                self.client.flush(self.name, timeout=WRITING)
                 self.client.compact(self.name)
             return len(names)
 
@@ -297,11 +298,12 @@ def connect(uri: str) -> Any:
 @contextmanager
 def reported(address: str) -> Iterator[None]:
     """Turns an error of Milvus into StoreUnavailable."""
+    from grpc import RpcError
     from pymilvus import MilvusException
 
     try:
         yield
-    except (MilvusException, OSError) as e:
+    except (MilvusException, RpcError, OSError) as e:
         said = str(getattr(e, "message", e)).split("\n")[0]
         raise StoreUnavailable(
             f"{address} does not answer or refuses ({said}); check that it runs, has free space, and that no other "
