@@ -21,6 +21,7 @@ COMMANDS = {
     "import": ("reid.commands.import_weights", "convert weights of other programs safely"),
     "prepare": ("reid.commands.prepare", "prepare a dataset from an archive or folder, or draw the demo"),
     "report": ("reid.commands.report", "write an HTML page with rank lists, matched parts and curves"),
+    "serve": ("reid.commands.serve", "search a gallery over HTTP, with a page"),
     "table": ("reid.commands.table", "print finished runs as a table, with means over seeds"),
 }
 

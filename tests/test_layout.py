@@ -27,6 +27,7 @@ ORDER = [
     "report",
     "gallery",
     "bench",
+    "serve",
     "commands",
 ]
 REID = sorted((ROOT / "reid").rglob("*.py"))

@@ -19,7 +19,7 @@ from reid.evaluation.pooling import POOLS, pool
 from reid.evaluation.record import read_record
 from reid.evaluation.store import read_h5, read_labels
 from reid.files import atomic_file, writing
-from reid.gallery.address import PREFIX, create_gallery, find_gallery, folder_of, open_gallery, work_file
+from reid.gallery.address import address_of, create_gallery, find_gallery, folder_of, open_gallery, work_file
 from reid.gallery.milvus import INDEXES
 from reid.gallery.picture import draw_answers, kind_of, save_picture
 from reid.gallery.recall import TOP, recall
@@ -89,10 +89,7 @@ def add_arguments(parser) -> None:
 
 
 def main(arguments) -> int:
-    if store := getattr(arguments, "store", None):
-        if not store.startswith(PREFIX):
-            raise InputError(f"--store {store}: expected milvus:URI; leave it out for a gallery file")
-        arguments.gallery = f"{store}#{arguments.gallery}"
+    arguments.gallery = address_of(arguments.gallery, getattr(arguments, "store", None))
     actions = {"create": put, "add": put, "remove": remove, "search": search}
     return (actions | {"info": info, "check": check, "copy": copy})[arguments.action](arguments)
 

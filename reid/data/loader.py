@@ -39,9 +39,9 @@ UPRIGHT = {
 }
 
 
-def unusable(image: PILImage.Image) -> str:
-    """Why an opened image cannot be used, or ""."""
-    if image.width * image.height > MAX_PIXELS:
+def unusable(image: PILImage.Image, most: int) -> str:
+    """Why an opened image cannot be used, or "". most: pixels."""
+    if image.width * image.height > most:
         return f"has {image.width} x {image.height} pixels, too many for a cropped image"
     if image.mode[0] in "IF":
         return f"has more than 8 bits per channel (mode {image.mode}) and an unknown range; convert it to 8 bits"
@@ -80,16 +80,17 @@ def pixels_of(content: bytes, path: str, height: int, width: int) -> np.ndarray:
         raise InputError(f"{path} is damaged: {e}; replace it, or take it out of the lists") from e
 
 
-def open_image(content: bytes) -> PILImage.Image:
+def open_image(content: bytes, most: int = MAX_PIXELS, formats: tuple[str, ...] | None = None) -> PILImage.Image:
     """The decoded image of a file's content, upright as its EXIF orientation says.
 
-    Every command reads images here. Raises InputError with the problem, which follows a file's name in a message.
+    Every command reads images here. most: pixels of the header. formats: Pillow's names, None for all that it reads.
+    Raises InputError with the problem, which follows a file's name in a message.
     """
     if not content:
         raise InputError("is empty")
     try:
-        image = PILImage.open(io.BytesIO(content))
-        if problem := unusable(image):
+        image = PILImage.open(io.BytesIO(content), formats=formats)
+        if problem := unusable(image, most):
             raise InputError(problem)
         image.load()
     except InputError:

@@ -23,6 +23,13 @@ def open_gallery(address: str) -> Store:
     return Milvus(*parts_of(address)) if address.startswith(PREFIX) else Gallery(address)
 
 
+def address_of(gallery: str, store: str | None) -> str:
+    """The address that the flags of a command mean: a collection of --store, or an address. Raises InputError."""
+    if store and not store.startswith(PREFIX):
+        raise InputError(f"--store {store}: expected milvus:URI; leave it out for a gallery file")
+    return f"{store}#{gallery}" if store else gallery
+
+
 def create_gallery(address: str, mark: Fingerprint, entries: Entries, dtype: str = "", index: str = "") -> Store:
     """A new gallery. dtype: of a file (default float32). index: of Milvus (default FLAT). Raises InputError."""
     if address.startswith(PREFIX):

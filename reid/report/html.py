@@ -118,7 +118,7 @@ def rank_lists(data: dict[str, Any], thumbnails: str) -> str:
         f"{reading}{CONTROLS}{LISTS}"
         f'<script type="application/json" id="data">{content}</script>'
         f'<script type="text/plain" id="thumbs">{thumbnails}</script>'
-        f"<script>{read('report.js')}</script>"
+        f"<script>{read('bands.js')}{read('report.js')}</script>"
     )
 
 

@@ -105,20 +105,20 @@ def kinds(features: Features, query: np.ndarray, gallery: np.ndarray) -> np.ndar
 def thumbnails(paths: Sequence[str]) -> list[bytes]:
     """A small WebP of each image, in its own aspect ratio; empty where it cannot be read."""
     height, quality = (96, 60) if len(paths) <= MANY_IMAGES else (64, 50)
-
-    def thumbnail(path: str) -> bytes:
-        try:
-            pixels = fitted(path, height, WIDEST * height)
-        except InputError as e:
-            logger.warning(f"{e} (the report has no picture of it)")
-            return b""
-        out = io.BytesIO()
-        PILImage.fromarray(pixels).save(out, "WEBP", quality=quality, method=2)
-        return out.getvalue()
-
     with ThreadPoolExecutor(4, "thumbnail") as pool:
-        made = pool.map(thumbnail, paths)
+        made = pool.map(lambda path: thumbnail(path, height, quality), paths)
         return list(tqdm(made, "thumbnails", len(paths), unit=" images", disable=None))
+
+
+def thumbnail(path: str, height: int, quality: int) -> bytes:
+    try:
+        pixels = fitted(path, height, WIDEST * height)
+    except InputError as e:
+        logger.warning(f"{e} (there is no picture of it)")
+        return b""
+    out = io.BytesIO()
+    PILImage.fromarray(pixels).save(out, "WEBP", quality=quality, method=2)
+    return out.getvalue()
 
 
 def packed(values: np.ndarray, dtype: str) -> dict[str, str]:
@@ -198,7 +198,4 @@ def add_slots(data: dict[str, Any], features: Features, pairs: Pairs, listed: in
             means[name] = chosen.mean(0).tolist()
     data["means"] = means
     data["halfway"] = np.maximum(np.mean([*means.values()], 0), TINY).tolist()
-    data["slots"] = [
-        {"top": top, "bottom": bottom, "column": column, "name": name}
-        for (top, bottom), (column, name) in zip(bands.tolist(), slots.names(bands))
-    ]
+    data["slots"] = slots.places(bands)

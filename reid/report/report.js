@@ -17,15 +17,6 @@ const form = document.querySelector(".controls");
 const state = { ...DEFAULTS };
 
 const byId = (id) => document.getElementById(id);
-const percent = (value, digits) => (100 * value).toFixed(digits);
-
-/** An element with attributes and children. Strings become text, never HTML. */
-function make(tag, attributes = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children);
-  return element;
-}
 
 /** The user's label of an identity or camera, or its number. */
 const identityName = (pid) => data.identities?.[pid] ?? String(pid);
@@ -52,30 +43,7 @@ function explain(entry) {
   const count = data.slots.length;
   const parts = entries.parts.subarray(entry * count, (entry + 1) * count);
   const sum = parts.reduce((a, b) => a + b, 0) || 1;
-  return [...parts].map((part, s) => {
-    const distance = (entries.squared[entry] * part) / sum;
-    return { distance, share: part / sum, ratio: distance / data.halfway[s] };
-  });
-}
-
-/** Blue below 1, light at 1, vermilion above. The full colours are at 1/3 and 5/3. */
-function colour(ratio) {
-  const light = [240, 240, 236], full = ratio < 1 ? [0, 114, 178] : [213, 94, 0];
-  const t = Math.min(1.5 * Math.abs(ratio - 1), 1);
-  return `rgb(${full.map((v, i) => Math.round(light[i] * (1 - t) + v * t)).join()})`;
-}
-
-function bands(entry, numbers) {
-  const box = make("span", { class: "bands", "aria-hidden": "true" });
-  explain(entry).forEach(({ ratio, share }, s) => {
-    const { top, bottom, column } = data.slots[s];
-    if (column === box.children.length) box.append(make("span"));
-    const place = `top:${100 * top}%;height:${100 * (bottom - top)}%`;
-    const style = `${place};background-color:${colour(ratio)}`;
-    const text = numbers ? [make("span", {}, `${percent(share, 0)}%`)] : [];
-    box.lastChild.append(make("i", { style, class: ratio > 1 ? "far" : "near" }, ...text));
-  });
-  return box;
+  return compared([...parts].map((part) => (entries.squared[entry] * part) / sum), data.halfway);
 }
 
 /** An answer or a true match: a button that shows its distance by band. */
@@ -83,7 +51,7 @@ function card(query, entry, rank) {
   const image = entries.image[entry], camera = data.camids[image];
   const [kind, sign] = KINDS[entries.kind[entry]];
   const shot = make("span", { class: "shot" }, picture(image, `${kind}: ${described(image)}`));
-  if (data.slots) shot.append(bands(entry, false));
+  if (data.slots) shot.append(bands(data.slots, explain(entry), false));
   const distance = ` ${entries.distance[entry].toFixed(3)}`;
   const place = make("b", { class: kind }, rank ? `${sign} ${rank}` : sign);
   const where = data.cameras ? ` ${cameraName(camera)}` : ` c${camera}`;
@@ -109,25 +77,14 @@ function toggle(button, query, entry) {
   if (open) return;
   button.setAttribute("aria-expanded", "true");
   const shot = make("div", { class: "shot" });
-  shot.append(picture(query), bands(entry, true), picture(entries.image[entry]));
+  const parts = explain(entry);
+  const image = entries.image[entry];
+  shot.append(picture(query), bands(data.slots, parts, true), picture(image));
   const why = make("div", { class: "why", role: "region", "aria-label": "distance by band" });
-  why.append(shot, bandTable(entry));
-  row.append(why);
-}
-
-function bandTable(entry) {
   const total = entries.squared[entry].toFixed(4);
-  const caption = `${described(entries.image[entry])}: squared distance ${total}, the sum of its bands`;
-  const titles = ["band", "distance", "share", "/ reference"];
-  const head = titles.map((title) => make("th", { scope: "col" }, title));
-  const body = explain(entry).map(({ distance, share, ratio }, s) => {
-    const relative = `${ratio > 1 ? "▲" : "▽"} ${ratio.toFixed(2)}`;
-    const cells = [distance.toFixed(4), `${percent(share, 1)} %`, relative];
-    const name = make("th", { scope: "row" }, data.slots[s].name);
-    return make("tr", {}, name, ...cells.map((cell) => make("td", {}, cell)));
-  });
-  const parts = [make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...body)];
-  return make("table", {}, make("caption", {}, caption), ...parts);
+  const caption = `${described(image)}: squared distance ${total}, the sum of its bands`;
+  why.append(shot, bandTable(data.slots, parts, caption));
+  row.append(why);
 }
 
 /** The numbers ends[i - 1] to ends[i]. */

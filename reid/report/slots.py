@@ -41,6 +41,14 @@ def names(bands: np.ndarray) -> list[tuple[int, str]]:
     return [(int(c), f"{i} of {sizes[c]}" if sizes[c] > 1 else "whole") for c, i in zip(column, place)]
 
 
+def places(bands: np.ndarray) -> list[dict[str, Any]]:
+    """Each slot as bands.js draws it: top and bottom as fractions of the height, column, name."""
+    return [
+        {"top": top, "bottom": bottom, "column": column, "name": name}
+        for (top, bottom), (column, name) in zip(bands.tolist(), names(bands))
+    ]
+
+
 def slot_distances(query: np.ndarray, gallery: np.ndarray, q: np.ndarray, g: np.ndarray, slots: int) -> np.ndarray:
     """(P, S) float64 squared distance in each slot of P pairs: rows q of query (Q, S x D), rows g of gallery."""
     found = np.empty((len(q), slots))

@@ -1,0 +1,1 @@
+"""Service: a gallery that is searched over HTTP."""
