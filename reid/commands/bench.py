@@ -38,6 +38,11 @@ SUBJECTS = {
         {"size": 1_000_000, "width": 256, "queries": 100, "repeat": 3},
         ("dtype",),
     ),
+    "serve": Subject(
+        "search over HTTP with 1, 8 and 32 clients; memory of the server",
+        {"requests": 320, "size": 20_000, "h": 384, "w": 128, "repeat": 1},
+        ("backbone", "weights"),
+    ),
     "data": Subject(
         "load batches of images: one at a time, in threads, from the cache",
         {"h": 384, "w": 128, "images": 512, "batch_size": 64, "num_workers": 4, "repeat": 3},
@@ -59,6 +64,7 @@ NUMBERS = {
     "cameras": "number of cameras",
     "width": "width of a feature",
     "size": "entries of the gallery",
+    "requests": "searches per number of clients",
     "images": "images to decode",
     "num_workers": "decoding threads",
 }

@@ -17,6 +17,7 @@ SIZES = {
     "ranking": FEATURES,
     "rerank": FEATURES,
     "gallery": ["--size", "200", "--width", "8", "--queries", "5"],
+    "serve": ["--h", "192", "--w", "16", "--backbone", "mobilenet_v2", "--requests", "32", "--size", "50"],
     "data": ["--h", "64", "--w", "32", "--images", "10", "--batch_size", "4", "--num_workers", "2"],
     "extract": [*STEP, "--batch_size", "2"],
     "train": [*STEP, "--batch_size", "5"],
@@ -25,6 +26,11 @@ ROWS = {
     "ranking": ["published", "ours, NumPy", "features to result, in tiles"],
     "rerank": ["dense", "sparse"],
     "gallery": ["search, 1 query", "search, 5 queries", "add one entry"],
+    "serve": [
+        "bare Extractor, one by one",
+        "bare Extractor, in batches",
+        *(f"search, {n} clients" for n in (1, 8, 32)),
+    ],
     "data": ["one image at a time", "decoded, 0 threads", "decoded, 2 threads", "from the cache"],
     "extract": ["plain, fp32, channels first", "torch, fp32", "onnx, fp32", "openvino, fp32"],
     "train": [
