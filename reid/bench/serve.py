@@ -54,7 +54,8 @@ def run(a) -> Iterator[str]:
             }
             for count in CLIENTS:
                 forms[f"search, {count} clients"] = partial(load, port, bodies, count)
-            first = load(port, bodies, max(CLIENTS)) and process.memory_info().rss
+            load(port, bodies, max(CLIENTS))
+            first = process.memory_info().rss
             rows = side_by_side(forms, a.repeat)
             last = process.memory_info().rss
     height, width = extractor.size

@@ -49,7 +49,14 @@ def main(arguments) -> int:
     token = read_token(a.token_file)
     check_token(a.host, token)
     check_numbers(a)
-    limits = Limits(a.max_body << 20, a.max_pixels, a.max_images, Limits.top, a.max_seconds, a.queue, a.max_requests)
+    limits = Limits(
+        body=a.max_body << 20,
+        pixels=a.max_pixels,
+        images=a.max_images,
+        seconds=a.max_seconds,
+        queue=a.queue,
+        requests=a.max_requests,
+    )
     gallery = open_gallery(a.gallery)
     setup = Setup(limits, root_of(a), Path(a.keep) if a.keep else None, a.threshold)
     service = Service(open_extractor(a, LONG), gallery, setup)

@@ -15,6 +15,7 @@ from reid.serve.metrics import Metrics
 from reid.serve.service import Limits
 
 CLOSED = ("/v1/", "/metrics")  # what needs the token; the page and its files show no data
+METHODS = ("GET", "POST", "DELETE", "HEAD", "OPTIONS")
 RETRY = 1  # seconds
 FIRST_BYTES = 10.0  # seconds in which a new connection has to send its headers
 LEAST_TOKEN = 16
@@ -40,8 +41,9 @@ class Guard:
         try:
             await self.answer(scope, receive, reply)
         finally:
-            path = getattr(scope.get("route"), "path", "other")
-            self.metrics.requests.labels(scope["method"], path, reply.status).inc()
+            path = getattr(scope.get("route"), "path", "other")  # a client must not add any number of labels
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            self.metrics.requests.labels(method, path, reply.status).inc()
             self.metrics.seconds.labels(path).observe(time.perf_counter() - started)
 
     async def answer(self, scope, receive, reply: "Reply") -> None:
@@ -83,6 +85,9 @@ class Guard:
             given = headers.get("authorization", "").encode()
             if not hmac.compare_digest(given, f"Bearer {self.token}".encode()):
                 return 401, "the token is missing or wrong; send it as Authorization: Bearer TOKEN"
+        length = headers.get("content-length", "")  # FastAPI counts bodies that do not say their length
+        if length.isdecimal() and int(length) > self.limits.body:
+            return 413, f"the request is too large; the maximum is {self.limits.body:,} bytes"
         if self.running >= self.limits.requests and path != "/health":
             return 503, "too many requests at once; try again"
         return None

@@ -15,7 +15,8 @@ async function ask(address, options = {}) {
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
   const response = await fetch(address, { ...options, headers });
   byId("token").hidden = response.status !== 401;
-  const content = await response.json();
+  const fault = { detail: `the server answered with status ${response.status}` };
+  const content = await response.json().catch(() => fault); // an unexpected error is not JSON
   if (!response.ok) throw new Error(content.detail);
   return content;
 }

@@ -69,6 +69,11 @@ class Setup:
     keep: Path | None = None
     threshold: float | None = None
 
+    @property
+    def folders(self) -> list[Path]:
+        """Where the images of entries may be."""
+        return [folder for folder in (self.root, self.keep) if folder is not None]
+
 
 class Query(NamedTuple):
     descriptor: np.ndarray  # (F,)
@@ -155,15 +160,20 @@ class Service:
 
     def explain(self, descriptor: np.ndarray, answers: Answers) -> tuple[np.ndarray | None, list[str]]:
         """(distance of each answer in each slot (n, S), None without bands; thumbnails as data URLs, "" for none)."""
-        root = self.setup.root
-        files = [root / name if root else None for name in answers.names]
-        shown = [thumbnail(str(file), *THUMBNAIL) if file and file.is_file() else b"" for file in files]
+        shown = [self.thumbnail(name) for name in answers.names]
         urls = ["data:image/webp;base64," + base64.b64encode(image).decode() if image else "" for image in shown]
         if self.bands is None:
             return None, urls
         features, count = self.gallery.features_of(answers), len(answers.names)
         pairs = np.zeros(count, int), np.arange(count)
         return slots.slot_distances(descriptor[None], features, *pairs, len(self.bands)), urls
+
+    def thumbnail(self, name: str) -> bytes:
+        """WebP; empty where an entry has no image that can be shown."""
+        for folder in self.setup.folders:
+            if (folder / name).is_file():
+                return thumbnail(str(folder / name), *THUMBNAIL)
+        return b""
 
     async def change(self, work: Any, *arguments: Any) -> Any:
         """Runs a change of the gallery. It is completed even if the client leaves."""
@@ -173,8 +183,7 @@ class Service:
         """Adds images; returns the new number of entries. Raises Refused, InputError."""
         check_new(new)
         taken = self.gallery.present(new.names)
-        folders = [folder for folder in (self.setup.root, self.setup.keep) if folder]
-        taken |= {name for name in new.names for folder in folders if (folder / name).exists()}
+        taken |= {name for name in new.names for folder in self.setup.folders if (folder / name).exists()}
         if taken:
             raise Refused(409, f"the name {min(taken)!r} is used already; nothing was added")
         count = len(new.names)
