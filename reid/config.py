@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, get_args
 
 from reid.errors import InputError
-from reid.variants import CHOICES, MODELS, check_model
+from reid.variants import CHOICES, MODELS, check_model, from_timm
 
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 PRECISIONS = ("fp32", "tf32", "bf16")
@@ -75,7 +75,7 @@ class Config:
     cache: str = in_run("auto", "keep decoded training images here", ("auto", "none", "ram", "gpu"))
 
     model: str = in_model("rrid", "train this method with its recipe", MODELS)
-    backbone: str = in_model("resnet50", "use this torchvision network as the backbone", CHOICES["backbone"])
+    backbone: str = in_model("resnet50", "use this network, or timm:NAME (any network of timm)", CHOICES["backbone"])
     pretrained: str = in_model(
         "auto", "start from ImageNet weights (auto), from random ones (none), or from any file of trained weights"
     )
@@ -105,7 +105,10 @@ class Config:
     momentum: float = in_training(0.9, "set the momentum of SGD")
     weight_decay: float = in_training(5e-4, "set the weight decay (L2 penalty)")
     schedule: str = in_training("staircase", "change the learning rate this way", ("staircase", "cosine"))
+    flat_epochs: int = in_training(0, "keep the rate for N epochs before the cosine, scaled like the schedule")
+    freeze_epochs: int = in_training(0, "keep the backbone as it is for N epochs, scaled like the schedule")
     margin: float = in_training(1.2, "set the margin of the triplet loss")
+    soft_margin: bool = in_training(False, "use softplus instead of max(0, .) in the triplet loss")
     triplet_weight: float = in_training(1.0, "weight the sum of the triplet losses")
     ce_weight: float = in_training(2.0, "weight the sum of the cross entropies")
     center_weight: float = in_training(0.0, "weight the center loss")
@@ -244,7 +247,7 @@ def check_value(f: Field, value) -> None:
     for item in items:
         if type(item) is not kind and not (kind is float and type(item) is int):
             raise InputError(f"{flag} {item!r} has the wrong type; expected {kind.__name__}")
-        if choices and item not in choices:
+        if choices and item not in choices and not from_timm(f.name, item):
             known = [str(c) for c in choices]
             raise InputError(f"{flag} {item} is unknown; choose from {', '.join(known)}{closest(item, known)}")
         if kind is float and not math.isfinite(item):
@@ -287,6 +290,11 @@ def check_training(c: Config) -> None:
             raise InputError(f"--{name} {getattr(c, name)} is more than 1")
     if c.warmup_steps and c.warmup_epochs:
         raise InputError("give --warmup_steps or --warmup_epochs, not both")
+    if c.flat_epochs and c.schedule != "cosine":
+        raise InputError(f"--flat_epochs belongs to --schedule cosine, not to {c.schedule}")
+    for name in ("flat_epochs", "freeze_epochs"):
+        if getattr(c, name) >= c.epochs:
+            raise InputError(f"--{name} {getattr(c, name)} is not less than --epochs {c.epochs}")
     if list(c.decay_schedule) != sorted(c.decay_schedule):
         raise InputError(f"--decay_schedule {' '.join(map(str, c.decay_schedule))} is not in increasing order")
     if c.seed >= 2**63:

@@ -8,13 +8,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 TEMPERATURE, SIMILARITY_TEMPERATURE = 4.0, 0.1  # of the softmax of logits and of cosines, in distillation
+COSINE_SCALE = 64.0  # of the logits of a model that classifies by cosines
 
 
-def batch_hard_triplet(features: Tensor, labels: Tensor, margin: float) -> Tensor:
+def batch_hard_triplet(features: Tensor, labels: Tensor, margin: float, soft: bool = False) -> Tensor:
     """Features (N, S, D), labels (N,) -> (S,): the batch-hard triplet loss of each slot.
 
     The mean over anchors of max(0, margin + hardest positive - hardest negative), with Euclidean
-    distances of un-normalised features. Hermans et al. 2017 (arXiv 1703.07737).
+    distances of un-normalised features; soft: log(1 + exp(...)) instead of max(0, ...). Hermans et
+    al. 2017 (arXiv 1703.07737).
     """
     f = features.transpose(0, 1)  # (S, N, D)
     square = f.square().sum(2)  # (S, N)
@@ -24,7 +26,8 @@ def batch_hard_triplet(features: Tensor, labels: Tensor, margin: float) -> Tenso
     same = labels[:, None] == labels  # (N, N)
     positive = distance.masked_fill(~same, 0).amax(2)
     negative = distance.masked_fill(same, torch.inf).amin(2)
-    return F.relu(margin + positive - negative).mean(1)
+    hinge = F.softplus if soft else F.relu
+    return hinge(margin + positive - negative).mean(1)
 
 
 def identity_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -36,6 +39,20 @@ def identity_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Ten
     target = labels[:, None].expand(-1, logits.shape[1])  # (N, L)
     each = F.cross_entropy(logits.transpose(1, 2), target, reduction="none", label_smoothing=smoothing)
     return each.mean(0)
+
+
+def circle_logits(logits: Tensor, labels: Tensor, margin: float = 0.35) -> Tensor:
+    """Logits (N, L, K), COSINE_SCALE times cosines; labels (N,) -> logits (N, L, K) of the circle loss.
+
+    With s a cosine and m the margin: scale * max(0, 1 + m - s) * (s - (1 - m)) for the label, and
+    scale * max(0, s + m) * (s - m) for the other classes. The factors max(...) have no gradient. Sun
+    et al. 2020 (arXiv 2002.10857); the scale and the default margin are FastReID's.
+    """
+    own = F.one_hot(labels, logits.shape[2]).bool()[:, None]  # (N, 1, K)
+    cosine = logits / COSINE_SCALE
+    s = cosine.detach()
+    factor = torch.where(own, 1 + margin - s, s + margin).clamp(min=0)
+    return COSINE_SCALE * factor * torch.where(own, cosine - (1 - margin), cosine - margin)
 
 
 def center_loss(features: Tensor, labels: Tensor, centers: Tensor) -> Tensor:

@@ -11,10 +11,22 @@ from typing import Any
 from reid.errors import InputError
 
 # the largest number of stripe counts that a model takes
-STRIPE_COUNTS = {"rrid": 99, "baseline": 0, "strong_baseline": 0, "pcb": 1, "mgn": 99}
+STRIPE_COUNTS = {"rrid": 99, "baseline": 0, "strong_baseline": 0, "sbs": 0, "pcb": 1, "mgn": 99}
 MODELS = tuple(STRIPE_COUNTS)
 
-BACKBONES = ("resnet50", "resnet18", "resnet34", "resnet101", "mobilenet_v2", "efficientnet_v2_s")
+BACKBONES = (
+    "resnet50",
+    "resnet18",
+    "resnet34",
+    "resnet101",
+    "resnet50_ibn_a",
+    "resnet18_ibn_a",
+    "resnet34_ibn_a",
+    "resnet101_ibn_a",
+    "mobilenet_v2",
+    "efficientnet_v2_s",
+)
+TIMM = "timm:"  # begins the name of a backbone from timm
 
 CHOICES: dict[str, tuple] = {  # the default first
     "backbone": BACKBONES,
@@ -48,9 +60,14 @@ class Variant:
 PUBLISHED = Variant()
 
 
+def from_timm(name: str, value: Any) -> bool:
+    """Whether the value of the argument `name` is a backbone of timm, whose names only timm knows."""
+    return name == "backbone" and isinstance(value, str) and value.startswith(TIMM) and value != TIMM
+
+
 def check_choice(name: str, value: Any) -> None:
     """Raises InputError for an invalid value of the argument `name`."""
-    if value not in CHOICES[name]:
+    if value not in CHOICES[name] and not from_timm(name, value):
         known = ", ".join(map(str, CHOICES[name]))
         raise InputError(f"--{name} {value} is unknown; choose from {known}")
 

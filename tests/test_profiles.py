@@ -47,7 +47,7 @@ def test_paddle_presets():
 
 def test_demo_of_every_method():
     rates = {m: profile("demo", m).lr for m in MODELS}
-    assert rates == {"rrid": 0.02, "baseline": 0.02, "strong_baseline": 1e-3, "pcb": 0.02, "mgn": 0.02}
+    assert rates == {"rrid": 0.02, "baseline": 0.02, "strong_baseline": 1e-3, "sbs": 1e-3, "pcb": 0.02, "mgn": 0.02}
     assert {(c.h, c.w, c.max_steps, c.backbone) for c in (profile("demo", m) for m in MODELS)} == {
         (192, 64, 200, "mobilenet_v2")
     }

@@ -9,6 +9,7 @@ from reid.models.baseline import Baseline
 from reid.models.mgn import MGN
 from reid.models.pcb import PCB
 from reid.models.rrid import RRID
+from reid.models.sbs import SBS
 from reid.models.strong_baseline import StrongBaseline
 from reid.variants import Variant
 
@@ -26,6 +27,8 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
             model = Baseline(num_classes, c.backbone, c.last_stride)
         case "strong_baseline":
             model = StrongBaseline(num_classes, c.backbone, c.last_stride, c.neck)
+        case "sbs":
+            model = SBS(num_classes, c.backbone)
         case "pcb":
             model = PCB(num_classes, c.stripes[0], c.backbone)
         case "mgn":

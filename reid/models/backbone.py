@@ -1,6 +1,5 @@
 """ImageNet networks without pooling and classifier, at output stride 16 (or 32)."""
 
-from collections import OrderedDict
 from pathlib import Path
 from urllib.error import URLError
 
@@ -10,22 +9,37 @@ from torch.hub import load_state_dict_from_url
 from torchvision import models as torchvision_models
 
 from reid.errors import InputError, MissingInput
-from reid.variants import check_choice
+from reid.models.ibn import add_instance_norms
+from reid.models.layers import named
+from reid.models.timm_map import TimmMap, build_timm, timm_file
+from reid.variants import BACKBONES, TIMM, check_choice
 
 PRETRAINED = Path("pretrained")
+IBN = "_ibn_a"  # end of the names of IBN-Net's ResNets
+IBN_URL = "https://github.com/XingangPan/IBN-Net/releases/download/v1.0/"
+IBN_FILES = {
+    "resnet18_ibn_a": "resnet18_ibn_a-2f571257.pth",
+    "resnet34_ibn_a": "resnet34_ibn_a-94bc1577.pth",
+    "resnet50_ibn_a": "resnet50_ibn_a-d9d0bb7b.pth",
+    "resnet101_ibn_a": "resnet101_ibn_a-59ea0ac6.pth",
+}
 CLASSIFIERS = ("fc.", "classifier.")  # torchvision's names of the layers after the map
 
 
-def build_backbone(name: str, last_stride: int = 1) -> "ResNetMap | MobileNetMap":
+def build_backbone(name: str, last_stride: int = 1) -> "ResNetMap | MobileNetMap | TimmMap":
     """An untrained network: images (N, 3, H, W) -> map (N, C, H/16, W/16).
 
     Its attribute `channels` is C. The last stage keeps the resolution; with last_stride 2 the
-    map is torchvision's, half as high and wide. State names are torchvision's. Raises
+    map is torchvision's, half as high and wide. State names are torchvision's, for timm:NAME timm's. Raises
     InputError for an unknown name or stride.
     """
     check_choice("backbone", name)
     check_choice("last_stride", last_stride)
-    network = getattr(torchvision_models, name)(weights=None)
+    if name.startswith(TIMM):
+        return build_timm(name.removeprefix(TIMM), last_stride)
+    network = getattr(torchvision_models, name.removesuffix(IBN))(weights=None)
+    if name.endswith(IBN):
+        add_instance_norms(network)
     if name.startswith("resnet"):
         return ResNetMap(network, last_stride)
     return MobileNetMap(network, last_stride)
@@ -56,10 +70,6 @@ class ResNetMap(nn.Module):
         layer4 = parts.pop("layer4")
         trunk = named(*parts.items(), ("layer3", named((name, first))))
         return trunk, named(("layer3", named(*others)), ("layer4", layer4))
-
-
-def named(*modules: tuple[str, nn.Module]) -> nn.Sequential:
-    return nn.Sequential(OrderedDict(modules))
 
 
 class Depthwise(nn.Conv2d):
@@ -110,12 +120,15 @@ class MobileNetMap(nn.Module):
 
 
 def imagenet_file(name: str, folder: Path = PRETRAINED) -> Path:
-    """The ImageNet weights of a backbone: a file in `folder`, else torchvision's, downloaded there.
+    """The ImageNet weights of a backbone: a file in `folder`, else the published file, downloaded there.
 
-    A file belongs to a backbone when its name begins with the backbone's. Raises InputError when
-    several do, MissingInput when none does and the download fails.
+    A file belongs to a backbone when its name begins with the backbone's, for timm:NAME with
+    timm-NAME. Raises InputError when several do, MissingInput when none does and the download fails.
     """
-    files = sorted(p for p in folder.glob(f"{name}*.pth") if p.is_file())
+    stem = name.replace(TIMM, "timm-") + ("." if name.startswith(TIMM) else "")
+    longer = tuple(other for other in BACKBONES if other.startswith(name) and other != name)
+    found = [p for p in folder.glob(f"{stem}*") if p.suffix in (".pth", ".safetensors") and p.is_file()]
+    files = sorted(p for p in found if not p.name.startswith(longer))
     if len(files) > 1:
         raise InputError(
             f"{folder}/ has several weights files for {name}: {', '.join(p.name for p in files)}; "
@@ -123,7 +136,9 @@ def imagenet_file(name: str, folder: Path = PRETRAINED) -> Path:
         )
     if files:
         return files[0]
-    url = torchvision_models.get_model_weights(name)["IMAGENET1K_V1"].url
+    if name.startswith(TIMM):
+        return timm_file(name.removeprefix(TIMM), folder)
+    url = IBN_URL + IBN_FILES[name] if name in IBN_FILES else imagenet_url(name)
     try:
         load_state_dict_from_url(url, model_dir=str(folder), map_location="cpu", check_hash=True, weights_only=True)
     except (URLError, OSError, RuntimeError) as e:
@@ -133,3 +148,7 @@ def imagenet_file(name: str, folder: Path = PRETRAINED) -> Path:
             "with --pretrained none"
         ) from e
     return folder / url.rsplit("/", 1)[1]
+
+
+def imagenet_url(name: str) -> str:
+    return torchvision_models.get_model_weights(name)["IMAGENET1K_V1"].url

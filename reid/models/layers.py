@@ -4,6 +4,7 @@ Shapes: N images, S slots, D feature width, L classifiers, K identities.
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -46,6 +47,10 @@ class Classifiers(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return slotwise_linear(x, self.weight, self.bias)
+
+
+def named(*modules: tuple[str, nn.Module]) -> nn.Sequential:
+    return nn.Sequential(OrderedDict(modules))
 
 
 def classify(classifiers: nn.Module | None, x: Tensor) -> Tensor:

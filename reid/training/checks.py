@@ -11,7 +11,10 @@ from reid.data.prepare import open_dataset
 from reid.data.records import Dataset, Image, combine
 from reid.data.sampler import SAMPLERS
 from reid.errors import InputError, MissingInput
+from reid.models.backbone import build_backbone
 from reid.models.layers import check_height
+from reid.models.timm_map import map_shape
+from reid.variants import TIMM
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +76,8 @@ def check_settings(config: Config, dataset: Dataset) -> None:
     check_pretrained(config.pretrained)
     if config.teacher and not Path(config.teacher).is_file():
         raise MissingInput(f"--teacher {config.teacher} is not a file; give the weights file of the teacher")
+    if config.backbone.startswith(TIMM):
+        map_shape(build_backbone(config.backbone, config.last_stride), (config.h, config.w))
 
 
 def check_pretrained(source: str) -> None:

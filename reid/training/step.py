@@ -11,7 +11,15 @@ from torch.nn.utils import get_total_norm
 from reid.config import Config
 from reid.device import Hardware, autocast, resolve_precision
 from reid.errors import CheckFailed
-from reid.losses import batch_hard_triplet, center_loss, identity_loss, imitation_loss, objective, similarity_loss
+from reid.losses import (
+    batch_hard_triplet,
+    center_loss,
+    circle_logits,
+    identity_loss,
+    imitation_loss,
+    objective,
+    similarity_loss,
+)
 from reid.models.batch_norm import GhostBatchNorm, replace_forward, synchronise
 from reid.processes import World, gather
 from reid.training.teacher import Teacher
@@ -65,11 +73,15 @@ class TrainStep:
             return torch.optim.Adam(groups, **common)
         return torch.optim.SGD(groups, momentum=c.momentum, nesterov=c.optimizer == "nesterov", **common)
 
-    def __call__(self, images: Tensor, labels: Tensor, rates: tuple[float, float]) -> dict[str, Tensor]:
+    def __call__(
+        self, images: Tensor, labels: Tensor, rates: tuple[float, float], frozen: bool = False
+    ) -> dict[str, Tensor]:
         """One step on this process's part of the global batch: images (n, 3, H, W), labels (n,).
 
-        rates: learning rates of backbone and heads. Returns the loss and its terms.
+        rates: learning rates of backbone and heads. frozen: the backbone runs in eval mode and does not change.
+        Returns the loss and its terms.
         """
+        self.model.get_submodule("base").train(not frozen)
         for group, rate in zip(self.optimizer.param_groups, rates):
             group["lr"] = rate
         with autocast(self.precision, self.device):
@@ -81,6 +93,9 @@ class TrainStep:
             loss = loss + self.imitation(self.teacher, images, logits, everyone, terms)
         self.optimizer.zero_grad()
         loss.backward()
+        if frozen:  # after the backward pass, in which all processes must take the same part
+            for parameter in self.optimizer.param_groups[0]["params"]:
+                parameter.grad = None
         self.guard(terms)
         if self.fused or not self.bad.item():
             self.optimizer.step()
@@ -101,7 +116,9 @@ class TrainStep:
         """
         c, size = self.config, self.here.size
         weighted = partial(objective, triplet_weight=c.triplet_weight, ce_weight=c.ce_weight)
-        triplet = batch_hard_triplet(everyone, everyones, c.margin).sum()
+        triplet = batch_hard_triplet(everyone, everyones, c.margin, c.soft_margin).sum()
+        if c.model == "sbs":
+            logits = circle_logits(logits, labels)
         cross_entropy = identity_loss(logits, labels, c.smoothing).sum()
         loss = weighted(size * triplet, cross_entropy)
         terms = {"triplet": triplet.detach(), "cross_entropy": cross_entropy.detach()}

@@ -27,7 +27,7 @@ from reid.signals import signals_noted
 from reid.training.checkpoint import changed_settings, check_content, load_latest
 from reid.training.checks import check_settings, checked_dataset, epoch_batches, training_images
 from reid.training.longer import same_length, with_length, words
-from reid.training.schedule import rates, total_steps
+from reid.training.schedule import is_frozen, rates, total_steps
 from reid.training.step import TrainStep
 from reid.training.teacher import read_teacher
 from reid.training.validation import validation_of
@@ -181,7 +181,8 @@ class Trainer:
         images = self.prepare(pixels, epoch, n)
         labels = self.labels[torch.as_tensor(rows, device=self.device)]
         torch.manual_seed(self.noise_seed())
-        terms = self.train_step(images, labels, rates(self.config, self.step, self.total))
+        frozen = is_frozen(self.config, self.step, self.total)
+        terms = self.train_step(images, labels, rates(self.config, self.step, self.total), frozen)
         self.step += 1
         return terms
 
