@@ -288,23 +288,29 @@ def check_training(c: Config) -> None:
     for name in ("erasing_probability", "erasing_area", "smoothing", "momentum"):
         if getattr(c, name) > 1:
             raise InputError(f"--{name} {getattr(c, name)} is more than 1")
+    check_schedule(c)
+    if c.seed >= 2**63:
+        raise InputError(f"--seed {c.seed} is too large; the largest is 2**63 - 1")
+    if c.triplet_weight == c.ce_weight == 0:
+        raise InputError("--triplet_weight and --ce_weight are both 0; training needs a loss")
+    if c.soft_margin and not c.triplet_weight:
+        raise InputError("--soft_margin changes the triplet loss, whose --triplet_weight is 0")
+    if c.teacher and not c.teacher_weight:
+        raise InputError("--teacher_weight 0 does not use the teacher; remove --teacher")
+    if not c.teacher and c.teacher_weight != Config.teacher_weight:
+        raise InputError("--teacher_weight needs --teacher WEIGHTS")
+
+
+def check_schedule(c: Config) -> None:
     if c.warmup_steps and c.warmup_epochs:
         raise InputError("give --warmup_steps or --warmup_epochs, not both")
+    if list(c.decay_schedule) != sorted(c.decay_schedule):
+        raise InputError(f"--decay_schedule {' '.join(map(str, c.decay_schedule))} is not in increasing order")
     if c.flat_epochs and c.schedule != "cosine":
         raise InputError(f"--flat_epochs belongs to --schedule cosine, not to {c.schedule}")
     for name in ("flat_epochs", "freeze_epochs"):
         if getattr(c, name) >= c.epochs:
             raise InputError(f"--{name} {getattr(c, name)} is not less than --epochs {c.epochs}")
-    if list(c.decay_schedule) != sorted(c.decay_schedule):
-        raise InputError(f"--decay_schedule {' '.join(map(str, c.decay_schedule))} is not in increasing order")
-    if c.seed >= 2**63:
-        raise InputError(f"--seed {c.seed} is too large; the largest is 2**63 - 1")
-    if c.triplet_weight == c.ce_weight == 0:
-        raise InputError("--triplet_weight and --ce_weight are both 0; training needs a loss")
-    if c.teacher and not c.teacher_weight:
-        raise InputError("--teacher_weight 0 does not use the teacher; remove --teacher")
-    if not c.teacher and c.teacher_weight != Config.teacher_weight:
-        raise InputError("--teacher_weight needs --teacher WEIGHTS")
 
 
 def closest(word: str, known: Sequence[str]) -> str:

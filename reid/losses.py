@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reid.models.layers import COSINE_SCALE
+
 TEMPERATURE, SIMILARITY_TEMPERATURE = 4.0, 0.1  # of the softmax of logits and of cosines, in distillation
-COSINE_SCALE = 64.0  # of the logits of a model that classifies by cosines
 
 
 def batch_hard_triplet(features: Tensor, labels: Tensor, margin: float, soft: bool = False) -> Tensor:

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from reid.errors import InputError
 
+COSINE_SCALE = 64.0  # of the logits of a model that classifies by cosines
+
 
 class Output(NamedTuple):
     """What a model returns in training mode."""

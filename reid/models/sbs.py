@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reid.losses import COSINE_SCALE
 from reid.models.backbone import build_backbone
-from reid.models.layers import Output, classify
+from reid.models.layers import COSINE_SCALE, Output, classify
 
 
 class GeM(nn.Module):

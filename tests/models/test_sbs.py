@@ -129,6 +129,7 @@ def test_schedule():
 @pytest.mark.parametrize("given, words", [
     ({"flat_epochs": 3}, "--flat_epochs belongs to --schedule cosine, not to staircase"),
     ({"flat_epochs": 80, "schedule": "cosine"}, "--flat_epochs 80 is not less than --epochs 80"),
+    ({"soft_margin": True, "triplet_weight": 0.0}, "--soft_margin changes the triplet loss"),
     ({"freeze_epochs": 80}, "--freeze_epochs 80 is not less than --epochs 80"),
 ])  # fmt: skip
 def test_contradictions(given, words):
