@@ -15,9 +15,9 @@ from tqdm import tqdm
 from reid.data.folders import IMAGES, files_below, is_image, left_out
 from reid.data.labels import Labels
 from reid.data.loader import ImageStore, choose_cache, in_threads, pixels_of, read
+from reid.data.prepare.labelled import assert_distinct
 from reid.data.prepare.lists import LISTS as TABLES
 from reid.data.prepare.lists import rows_of_list
-from reid.data.prepare.numbering import assert_distinct
 from reid.data.records import Image
 from reid.errors import InputError, MissingInput
 

@@ -9,7 +9,7 @@ def shortened(values: Sequence, most: int = 5) -> str:
     return text if len(values) <= most else f"{text}, ... ({len(values):,} in all)"
 
 
-def indented(lines: Sequence[str], most: int = 20) -> str:
+def indented(lines: Sequence, most: int = 20) -> str:
     """One line of text for each of the first values, then how many more there are."""
     shown = [f"\n  {line}" for line in lines[:most]]
     if len(lines) > most:

@@ -5,6 +5,7 @@ import json
 import os
 import tarfile
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image as PILImage
 from reid.__main__ import main
 from reid.data.check import check_lists
 from reid.data.prepare import market, open_dataset, prepare
-from reid.data.prepare.archive import Source, open_source
+from reid.data.prepare.archive import Member, Source, open_source
 from reid.data.prepare.known import DATASETS, find_raw
 from reid.data.prepare.write import build
 from reid.data.published import PUBLISHED
@@ -115,7 +116,9 @@ def test_real_lists_of_market_and_duke_are_parsed(shared):
 def names_only(names, texts=None):
     """A source of names without content, except for some texts."""
     sizes = dict.fromkeys(sorted([*names, *(texts or {})]), 1)
-    return Source(Path("source.zip"), sizes, lambda name: io.BytesIO(texts[name]))
+    contents = dict.fromkeys(sizes, b"") | (texts or {})
+    files = {name: Member(name, 1, 0, partial(io.BytesIO, content), "") for name, content in contents.items()}
+    return Source(Path("source.zip"), sizes, files)
 
 
 @pytest.mark.parametrize("form", ["folder", "deep folder", "zip", "tar", "tar.gz"])

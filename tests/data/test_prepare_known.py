@@ -11,7 +11,7 @@ import scipy.io
 from PIL import Image as PILImage
 from test_prepare import jpeg, names_only, write_files
 
-from reid.data.prepare import cuhk03, market, msmt17, prepare
+from reid.data.prepare import cuhk03, listed, market, prepare
 from reid.data.prepare.archive import in_folder
 from reid.data.prepare.known import DATASETS
 from reid.data.prepare.plan import assert_sound
@@ -214,10 +214,10 @@ def test_unreadable_mat(small_cuhk):
 
 def msmt(version: str, train: int, val: int, query: int, gallery: int, ids: tuple[int, int], lists=None):
     """A source in the layout of MSMT17 with these numbers of images."""
-    folders, texts, names = msmt17.FOLDERS[version], {}, []
+    folders, texts, names = listed.MSMT17[version], {}, []
     first = 0
-    for file, count in zip(msmt17.LISTS, (train, val, query, gallery), strict=True):
-        folder, people = (folders[0], ids[0]) if msmt17.LISTS[file] == "trainval" else (folders[1], ids[1])
+    for file, count in zip(listed.MSMT17_LISTS, (train, val, query, gallery), strict=True):
+        folder, people = (folders[0], ids[0]) if listed.MSMT17_LISTS[file] == "trainval" else (folders[1], ids[1])
         rows = [
             (f"{i % people:04d}/{i % people:04d}_{first + i:06d}_{i % 15 + 1:02d}_0303morning_0008_0.jpg", i % people)
             for i in range(count)
@@ -238,7 +238,7 @@ def test_msmt17_versions_are_recognised(version):
     assert min(plan.images[i][1] for i in plan.splits[0].query) == 1_041
     other = {"v1": "v2", "v2": "v1"}[version]
     with pytest.raises(InputError, match=rf"is MSMT17 {version.upper()}; run: python -m reid prepare msmt17_{version}"):
-        msmt17.plan(source, other)
+        listed.plan_msmt17(source, other)
 
 
 def test_bad_msmt17_lists(tmp_path):
@@ -246,16 +246,16 @@ def test_bad_msmt17_lists(tmp_path):
         return msmt("v1", 4, 2, 2, 4, (2, 2), {"MSMT17/list_query.txt": text})
 
     with pytest.raises(InputError, match=r"1 image names .*\n  list_query.txt, line 2: 0000/a.jpg 0"):
-        msmt17.plan(bad(b"0000/0000_000006_01_0303morning_0008_0.jpg 0\n0000/a.jpg 0\n"), "v1")
+        listed.plan_msmt17(bad(b"0000/0000_000006_01_0303morning_0008_0.jpg 0\n0000/a.jpg 0\n"), "v1")
     with pytest.raises(InputError, match=r"1 listed images do not exist; the first: list_query.txt, line 1"):
-        msmt17.plan(bad(b"0000/0000_000_01_x.jpg 0\n"), "v1")
+        listed.plan_msmt17(bad(b"0000/0000_000_01_x.jpg 0\n"), "v1")
     with pytest.raises(InputError, match=r"has no list_train.txt; expected train, test, list_train.txt"):
         prepare("msmt17_v1", write_files(tmp_path / "m", ["train/0000/a.jpg"]), tmp_path / "sets")
     with pytest.raises(InputError, match=r"must have either train/ or mask_train_v2/"):
-        msmt17.plan(names_only([], {"list_train.txt": b""}), "v1")
+        listed.plan_msmt17(names_only([], {"list_train.txt": b""}), "v1")
     whole = msmt("v1", 4, 2, 2, 4, (2, 2))
     with pytest.raises(InputError, match=r"has no MSMT17/list_val.txt; expected list_train.txt, list_val.txt"):
-        msmt17.plan(type(whole)(whole.path, {n: 1 for n in whole.sizes if "val" not in n}, whole.opener), "v1")
+        listed.plan_msmt17(type(whole)(whole.path, {n: 1 for n in whole.sizes if "val" not in n}, whole.files), "v1")
 
 
 def test_cameras_beyond_those_of_the_dataset_are_refused():

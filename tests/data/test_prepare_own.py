@@ -10,7 +10,7 @@ from reid.__main__ import main
 from reid.data.check import check_lists
 from reid.data.prepare import prepare_own
 from reid.data.prepare.own import OwnImages
-from reid.data.prepare.rows import Row
+from reid.data.prepare.plan import Row
 from reid.data.prepare.split import Drawing, plan_own
 from reid.data.prepare.template import as_template
 from reid.errors import InputError

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from reid.data.prepare import cuhk03, market, msmt17, vehicles
+from reid.data.prepare import cuhk03, listed, market
 from reid.data.prepare.archive import ARCHIVES, Source, open_source
 from reid.data.prepare.plan import Plan, assert_sound
 from reid.errors import InputError
@@ -36,7 +36,10 @@ VERI = "VeRi-776, on request from its authors (github.com/JDAI-CV/VeRidataset)"
 VEHICLEID = "VehicleID (PKU VehicleID), on request from its authors (pkuml.org)"
 MSMT = "MSMT17, on request from its authors (pkuvmc.com)"
 
-
+VEHICLE_ID = {
+    f"vehicleid_{size}": Known(partial(listed.plan_vehicleid, size=size), "vehicleid", (listed.VEHICLEID,), VEHICLEID)
+    for size in listed.SIZES
+}
 DATASETS = {
     "market1501": Known(partial(market.plan, num_cameras=6, distractors=True), "market", MARKERS, MARKET),
     "dukemtmc": Known(partial(market.plan, num_cameras=8), "duke", MARKERS, DUKE, without="occlu"),
@@ -45,15 +48,10 @@ DATASETS = {
     "cuhk03_detected": Known(partial(cuhk03.plan, kind="detected"), "cuhk", MAT_OR_NP, CUHK),
     "cuhk03_classic": Known(partial(cuhk03.plan_classic, kind="labeled"), "cuhk", MAT_OR_NP[:1], CUHK),
     "cuhk03_classic_detected": Known(partial(cuhk03.plan_classic, kind="detected"), "cuhk", MAT_OR_NP[:1], CUHK),
-    "msmt17_v1": Known(partial(msmt17.plan, version="v1"), "msmt17", ("train",), MSMT, without="v2"),
-    "msmt17_v2": Known(partial(msmt17.plan, version="v2"), "msmt17", ("mask_train_v2",), MSMT, without="v1"),
-    "veri776": Known(vehicles.plan_veri, "veri", (vehicles.VERI["trainval"],), VERI),
-    **{
-        f"vehicleid_{size}": Known(
-            partial(vehicles.plan_vehicleid, size=size), "vehicleid", (vehicles.LISTS,), VEHICLEID
-        )
-        for size in vehicles.SIZES
-    },
+    "msmt17_v1": Known(partial(listed.plan_msmt17, version="v1"), "msmt17", ("train",), MSMT, without="v2"),
+    "msmt17_v2": Known(partial(listed.plan_msmt17, version="v2"), "msmt17", ("mask_train_v2",), MSMT, without="v1"),
+    "veri776": Known(market.plan_veri, "veri", (market.VERI["trainval"],), VERI),
+    **VEHICLE_ID,
 }
 ALIASES = {"cuhk03_labeled": "cuhk03", "cuhk03_classic_labeled": "cuhk03_classic"}
 

@@ -7,9 +7,9 @@ from reid.data.folders import IMAGES, is_image, left_out
 from reid.data.messages import indented, shortened
 from reid.data.prepare import market
 from reid.data.prepare.archive import Source
-from reid.data.prepare.rows import JUNK, Row, Rows
+from reid.data.prepare.plan import JUNK, Row, Rows
 from reid.data.prepare.subsets import SEEN, Place, locate, subset_of
-from reid.data.prepare.template import as_template, common_depth, read_names
+from reid.data.prepare.template import Template, as_template, common_depth, read_names
 from reid.errors import InputError
 
 LAYOUTS = ("market",)
@@ -34,15 +34,7 @@ def rows_of_folders(source: Source, template: str = "", layout: str = "", nested
         result.rows = [with_subset(row) for row in read_names(form, paths, str(source.path))]
     else:
         places, result.dropped = locate(source, names, nested)
-        if layout:
-            rows = market_rows(source, places)
-        elif form:
-            rows = []
-            for subset, some in by_subset(places).items():
-                paths = {name: place.below for name, place in some.items()}
-                rows += read_names(form, paths, f"{source.path}{f' ({subset})' if subset else ''}")
-        else:
-            rows = identity_folders(source, places)
+        rows = market_rows(source, places) if layout else rows_of_places(source, places, form)
         result.rows = [row._replace(subset=places[row.name].subset or None) for row in rows]
     if wrong := sorted({row.pid for row in result.rows if subset_of(row.pid)}):
         raise InputError(
@@ -59,33 +51,24 @@ def with_subset(row: Row) -> Row:
     raise InputError(f"{row.name}: {{subset}} is {row.subset!r}; expected {SEEN}")
 
 
-def identity_folders(source: Source, places: dict[str, Place]) -> list[Row]:
-    """One folder per identity. Folders that are around all images are left out."""
+def rows_of_places(source: Source, places: dict[str, Place], form: Template | None) -> list[Row]:
+    """The rows of a template, or of one folder per identity. Both can leave out folders around a whole subset."""
     flat = [name for name, place in places.items() if len(place.below.parts) == 1]
-    if flat:
+    if flat and not form:
         raise InputError(f"{source.path}: {len(flat):,} images are in no folder of an identity{hint(flat)}")
-    around: dict[str, tuple[str, ...]] = {}  # folders between the subset and the identities
-    for subset, some in by_subset(places).items():
-        paths = [place.below for place in some.values()]
-        most = max(len(path.parts) for path in paths) - 2
-        around[subset] = paths[0].parts[: min(most, common_depth(paths))]
-    between = {folders for folders in around.values() if folders}
-    strange = {
-        name
-        for name, place in places.items()
-        if len(between) > 1 or len(place.below.parts) != len(around[place.subset]) + 2
-    }
-    if strange:
-        raise unclear(source, places)
-    return [Row(name, place.below.parts[-2]) for name, place in places.items()]
-
-
-def by_subset(places: dict[str, Place]) -> dict[str, dict[str, Place]]:
-    """The places of each subset."""
-    subsets: dict[str, dict[str, Place]] = defaultdict(dict)
+    subsets: dict[str, dict[str, PurePosixPath]] = defaultdict(dict)
     for name, place in places.items():
-        subsets[place.subset][name] = place
-    return subsets
+        subsets[place.subset][name] = place.below
+    if form:
+        where = {subset: f"{source.path}{f' ({subset})' if subset else ''}" for subset in subsets}
+        return [row for subset, paths in subsets.items() for row in read_names(form, paths, where[subset])]
+    around = set()  # folders between the subset and the identities
+    for paths in subsets.values():
+        depths = {len(path.parts) - 2 for path in paths.values()}
+        around.add(next(iter(paths.values())).parts[: max(depths)])
+        if len(depths) > 1 or common_depth([*paths.values()]) < max(depths) or len(around - {()}) > 1:
+            raise unclear(source, subsets)
+    return [Row(name, place.below.parts[-2]) for name, place in places.items()]
 
 
 def hint(flat: list[str]) -> str:
@@ -94,16 +77,14 @@ def hint(flat: list[str]) -> str:
     return "; expected <identity>/<image>, or give --template, for example '{pid}_c{cam}_{}.jpg'" + indented(flat)
 
 
-def unclear(source: Source, places: dict[str, Place]) -> InputError:
+def unclear(source: Source, subsets: dict[str, dict[str, PurePosixPath]]) -> InputError:
     """The error for several levels of folders, with the names of each level."""
-    levels: dict[tuple[str, int], set[str]] = defaultdict(set)
-    for place in places.values():
-        for level, folder in enumerate(place.below.parts[:-1], 1):
-            levels[place.subset, level].add(folder)
-    lines = [
-        f"{subset + ', ' if subset else ''}level {level}: {shortened(sorted(names), 8)}"
-        for (subset, level), names in levels.items()
-    ]
+    levels: dict[str, set[str]] = defaultdict(set)
+    for subset, paths in subsets.items():
+        for path in paths.values():
+            for level, folder in enumerate(path.parts[:-1], 1):
+                levels[f"{subset + ', ' if subset else ''}level {level}"].add(folder)
+    lines = [f"{level}: {shortened(sorted(names), 8)}" for level, names in levels.items()]
     return InputError(
         f"{source.path}: there are several levels of folders, so it is not clear which is the identity; give a "
         "template for them, for example --template '{cam}/{pid}/{}' or '{pid}/{}/{}'; "

@@ -5,15 +5,13 @@ import json
 import logging
 import os
 import re
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from reid.data.messages import indented, shortened
 from reid.data.prepare.archive import in_folder
-from reid.data.prepare.rows import Row, Rows
+from reid.data.prepare.plan import Row, Rows
 from reid.data.prepare.subsets import SEEN, subset_of
-from reid.data.prepare.template import described
 from reid.data.read import read_json
 from reid.errors import InputError
 
@@ -51,18 +49,18 @@ def rows_of_list(path: Path) -> Rows:
             continue
         first = labels.setdefault(row.name, row)
         if first._replace(subset=row.subset) != row:
-            problems.append(f"{where}: {row.name} has other labels in an earlier entry: {described(first)}")
+            problems.append(f"{where}: {row.name} has other labels in an earlier entry: {first}")
         rows[row] = None
     if problems or not rows:
         raise InputError(
             f"{path}: {len(problems):,} of {len(entries):,} entries cannot be used; expected {EXPECTED}, "
             f"with paths relative to {path.parent}{indented(problems)}"
         )
-    dropped: Counter = Counter()
-    if repeated := len(entries) - len(rows):
-        dropped["rows that repeat another row"] = repeated
     sizes = {name: (path.parent / name).stat().st_size for name in labels}
-    return Rows(list(rows), in_folder(path.parent, sizes), dropped=dropped)
+    result = Rows(list(rows), in_folder(path.parent, sizes))
+    if repeated := len(entries) - len(rows):
+        result.dropped["rows that repeat another row"] = repeated
+    return result
 
 
 def columns_of(path: Path, entries: list[tuple[str, Any]]) -> dict[str, str]:
@@ -90,17 +88,16 @@ def columns_of(path: Path, entries: list[tuple[str, Any]]) -> dict[str, str]:
 def row_of(folder: Path, entry: Any, columns: dict[str, str]) -> Row:
     """The row of one entry. Raises ValueError."""
     found = {key: entry.get(name) for key, name in columns.items()} if isinstance(entry, dict) else {}
-    texts = {key: "" if value is None else str(value) for key, value in found.items()}
-    if not texts.get("path") or not texts.get("pid"):
+    texts = dict.fromkeys(COLUMNS, "") | {key: str(value) for key, value in found.items() if value is not None}
+    path, pid, camid, sequence, subset = texts.values()
+    if not path or not pid:
         raise ValueError(f"{json.dumps(entry, default=str):.100} has no path or no pid")
-    if isinstance(entry, dict) and None in entry:
-        raise ValueError(f"{texts['path']} has more values than there are columns")
-    name = file_name(folder, texts["path"])
-    subset = texts.get("subset")
-    if "subset" in columns and not subset_of(subset or ""):
-        raise ValueError(f"{texts['path']} has the {columns['subset']} {subset!r}; expected {SEEN}")
-    subset = subset_of(subset) if subset else None
-    return Row(name, texts["pid"], texts.get("camid") or None, texts.get("sequence") or None, subset)
+    if None in entry:
+        raise ValueError(f"{path} has more values than there are columns")
+    name = file_name(folder, path)
+    if "subset" in columns and not subset_of(subset):
+        raise ValueError(f"{path} has the {columns['subset']} {subset!r}; expected {SEEN}")
+    return Row(name, pid, camid or None, sequence or None, subset_of(subset) or None)
 
 
 def file_name(folder: Path, text: str) -> str:

@@ -1,4 +1,4 @@
-"""Datasets in the folders of Market-1501: bounding_box_train/, query/, bounding_box_test/."""
+"""Datasets in the folders of Market-1501: bounding_box_train/, query/, bounding_box_test/; and VeRi-776."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -7,11 +7,13 @@ from pathlib import PurePosixPath
 from reid.data.folders import is_image
 from reid.data.messages import indented, shortened
 from reid.data.prepare.archive import Source
-from reid.data.prepare.plan import Plan, Split
+from reid.data.prepare.plan import ImageRow, Plan, Split
 from reid.data.published import ENLARGED
 from reid.errors import InputError
 
 FOLDERS = {"trainval": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
+VERI = {"trainval": "image_train", "query": "image_query", "gallery": "image_test"}
+TRACKS = "test_track.txt"  # of VeRi-776: <track> <image> <image> ...
 DISTRACTORS = ("images", "distractors", "distractors_500k")  # distractors_500k.zip unpacks as images/
 # 0002_c1s1_000451_03.jpg, 0001_c2_f0046182.jpg
 NAME = re.compile(r"(-?\d+)_c(\d+)(?:s\d+)?_.+", re.IGNORECASE)
@@ -29,46 +31,45 @@ def plan(
     folders: by subset. Images of gt_bbox beside them that show a query's identity in its camera are kept for
     --multi_query.
     """
-    roots = find_roots(source, folders["trainval"], below)
-    if not roots:
-        part = f"{below}/{folders['trainval']}/" if below else f"{folders['trainval']}/"
-        raise missing_part(source, part, folders.values())
-    root, result = roots[0], Plan([], [Split()], num_cameras)
-    unreadable: list[str] = []
+    root = find_root(source, f"{folders['trainval']}/", folders.values(), below)
+    split, unreadable = Split(), list[str]()
+    result = Plan([], [split], num_cameras)
     for subset, folder in folders.items():
-        names = inside(source, root + folder)
-        if not names:
+        if not (names := inside(source, root + folder)):
             raise missing_part(source, f"{root}{folder}/", folders.values())
-        result.splits[0].subsets[subset] += add(result, names, unreadable, folder)
+        split.subsets[subset].extend(result.add(rows_of(result, names, unreadable, folder)))
     for folder in DISTRACTORS if distractors else ():
-        rows = add(result, inside(source, root + folder), unreadable, folder, pid=0)
-        result.splits[0].gallery += rows
-        result.extra += len(rows)
-    add_multi_query(result, inside(source, root + GT_BBOX), unreadable)
+        more = rows_of(result, inside(source, root + folder), unreadable, folder)
+        split.gallery += result.add((name, 0, camid) for name, _, camid in more)
+        result.extra += len(more)
+    boxes = rows_of(Plan([], [], num_cameras), inside(source, root + GT_BBOX), unreadable, GT_BBOX)
+    wanted = {result.images[i][1:] for i in split.query}
+    split.multi_query = result.add(row for row in boxes if row[1:] in wanted)
     refuse_unreadable(source, unreadable, f"{{pid}}_c{{camera 1 to {num_cameras}}}_...")
+    result.boxes = len(boxes)
     if result.extra:
         result.note = f"{ENLARGED} {result.extra:,} distractors"
     return result
 
 
-def add_multi_query(result: Plan, names: list[str], unreadable: list[str]) -> None:
-    """Adds the images of gt_bbox with identity and camera of a query."""
-    boxes = Plan([], [Split()], result.num_cameras)
-    add(boxes, names, unreadable, GT_BBOX)
-    (split,) = result.splits
-    wanted = {result.images[i][1:] for i in split.query}
-    kept = [row for row in boxes.images if row[1:] in wanted]
-    split.multi_query = list(range(len(result.images), len(result.images) + len(kept)))
-    result.images += kept
-    result.boxes = len(boxes.images)
+def plan_veri(source: Source) -> Plan:
+    """VeRi-776: names as 0002_c004_00084250_0.jpg, 20 cameras. The gallery has tracks where TRACKS lists them."""
+    result = plan(source, num_cameras=20, folders=VERI)
+    root = find_root(source, f"{VERI['trainval']}/", VERI.values())
+    if root + TRACKS not in source.sizes:
+        return result
+    for line in source.read(root + TRACKS).decode("utf-8", "replace").splitlines():
+        track, *images = line.split() or [""]
+        result.tracks |= {f"{root}{VERI['gallery']}/{image}": track for image in images}
+    gallery = [result.images[i][0] for i in result.splits[0].gallery]
+    if absent := [name for name in gallery if name not in result.tracks]:
+        raise InputError(f"{source.path}: {TRACKS} has no track of {len(absent):,} images, the first: {absent[0]}")
+    return result
 
 
-def add(result: Plan, names: list[str], unreadable: list[str], folder: str, pid: int | None = None) -> list[int]:
-    """Adds the images of a folder to the plan and returns their rows.
-
-    Names without pid and camera go to `unreadable`. pid: replaces the pid of the names.
-    """
-    first = len(result.images)
+def rows_of(result: Plan, names: list[str], unreadable: list[str], folder: str) -> list[ImageRow]:
+    """The images of a folder. Junk and files that are not images go to `result`, other names to `unreadable`."""
+    rows = []
     for name in names:
         match = NAME.fullmatch(PurePosixPath(name).name)
         if not is_image(name):
@@ -78,21 +79,25 @@ def add(result: Plan, names: list[str], unreadable: list[str], folder: str, pid:
         elif int(match[1]) == JUNK:
             result.dropped[f"junk (pid -1) in {folder}"] += 1
         else:
-            own = int(match[1]) if pid is None else pid
-            result.images.append((name, own, int(match[2]) - 1))
-    return list(range(first, len(result.images)))
+            rows.append((name, int(match[1]), int(match[2]) - 1))
+    return rows
 
 
-def find_roots(source: Source, part: str, below: str = "") -> list[str]:
-    """Where the folder or file `part` is in the source: '' or 'a/b/', the shortest first."""
+def find_root(source: Source, part: str, needed: Iterable[str], below: str = "") -> str:
+    """Where the file or folder/ `part` is in the source: '' or 'a/b/', the shortest.
+
+    below: a folder that must be above it. Raises InputError, which names the needed parts, if it is nowhere.
+    """
     roots = set()
     for name in source.sizes:
         parts = PurePosixPath(name).parts
-        if part in parts:
-            above = parts[: parts.index(part)]
+        if part.rstrip("/") in parts:
+            above = parts[: parts.index(part.rstrip("/"))]
             if not below or below in (p.lower() for p in (source.path.name, *above)):
                 roots.add("".join(p + "/" for p in above))
-    return sorted(roots, key=lambda root: (root.count("/"), root))
+    if not roots:
+        raise missing_part(source, f"{below}/{part}" if below else part, needed)
+    return min(roots, key=lambda root: (root.count("/"), root))
 
 
 def inside(source: Source, folder: str) -> list[str]:

@@ -1,20 +1,27 @@
-"""A user's own images: where they are, and how to read their labels."""
+"""A user's own images: where they are, how to read their labels, and which of them can be decoded."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reid.data.prepare.again import digest, without_prepared
-from reid.data.prepare.archive import joined, open_source
+from tqdm import tqdm
+
+from reid.data.loader import in_threads, open_image
+from reid.data.prepare.archive import MAX_IMAGE, Source, joined, open_source
 from reid.data.prepare.layouts import LAYOUTS, rows_of_folders
 from reid.data.prepare.lists import LISTS, rows_of_list
-from reid.data.prepare.rows import Rows
+from reid.data.prepare.plan import Rows
 from reid.data.prepare.split import Drawing
+from reid.data.prepare.write import made_from, without_prepared
 from reid.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 PARTS = ("train", "query", "gallery")
+THREADS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,17 +62,18 @@ class OwnImages:
     def is_list(self) -> bool:
         return bool(self.source and self.source.suffix.lower() in LISTS and self.source.is_file())
 
-    @property
-    def name(self) -> str:
-        """The name of the source, without the folders around it."""
+    def description(self, rows: Rows) -> dict[str, Any]:
+        """What a dataset of these rows is made from."""
         paths = [self.source] if self.source else self.parts.values()
-        return " + ".join(Path(path).resolve().name for path in paths if path)
+        name = " + ".join(path.resolve().name for path in paths)
+        how = {"template": self.template, "layout": self.layout, **vars(self.drawing)}
+        return made_from(name, rows.source, rows.rows) | how
 
 
 @contextmanager
 def read(images: OwnImages, folder: Path) -> Iterator[Rows]:
     """The rows of the images, while their source is open. folder: of the prepared dataset."""
-    if images.is_list and images.source:
+    if images.source and images.is_list:
         yield rows_of_list(images.source)
     elif images.source:
         with open_source(images.source) as source:
@@ -74,15 +82,42 @@ def read(images: OwnImages, folder: Path) -> Iterator[Rows]:
         yield rows_of_folders(joined(images.parts), images.template, images.layout, nested=False)
 
 
-def description(images: OwnImages, rows: Rows) -> dict[str, Any]:
-    """What a dataset is made from: the settings, and a digest of names, sizes and labels."""
-    return {
-        "source": images.name,
-        "images": len(rows.rows),
-        "content": digest((*row, rows.source.sizes[row.name]) for row in rows.rows),
-        "template": images.template,
-        "layout": images.layout,
-        "test_share": images.drawing.test_share,
-        "seed": images.drawing.seed,
-        "test_only": images.drawing.test_only,
-    }
+def unreadable(source: Source, names: Iterable[str], skip_bad: bool = False) -> set[str]:
+    """The names of the images that cannot be decoded; logs each of them with its problem.
+
+    Raises InputError when there are any and skip_bad is not given.
+    """
+    ordered = source.in_order(dict.fromkeys(names))
+    results = in_threads(problem_of, contents(source, ordered), THREADS)
+    problems = tqdm(results, "reading", len(ordered), unit=" images", disable=None)
+    bad = {name: problem for name, problem in zip(ordered, problems) if problem}
+    for name, problem in bad.items():
+        logger.warning(f"{name} {problem}")
+    if bad and not skip_bad:
+        raise InputError(
+            f"{source.path}: {len(bad):,} of {len(ordered):,} images cannot be read (listed above); nothing was "
+            "written. Repair them, or leave them out with --skip_bad"
+        )
+    return {*bad}
+
+
+def contents(source: Source, names: Iterable[str]) -> Iterator[bytes | InputError]:
+    """The content of each file, or why it cannot be read."""
+    for name in names:
+        try:
+            if (size := source.sizes[name]) > MAX_IMAGE:
+                raise InputError(f"it has {size:,} bytes, too many for a cropped image")
+            yield source.read(name)
+        except InputError as e:
+            yield e
+
+
+def problem_of(content: bytes | InputError) -> str:
+    """Why an image cannot be used, or ""."""
+    if isinstance(content, InputError):
+        return f"cannot be read: {content}"
+    try:
+        open_image(content)
+    except InputError as e:
+        return str(e)
+    return ""

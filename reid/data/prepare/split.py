@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from reid.data.messages import indented, shortened
 from reid.data.prepare.labelled import Labelled, labelled
-from reid.data.prepare.plan import ImageRow, Plan, Split
-from reid.data.prepare.rows import JUNK, Row
+from reid.data.prepare.plan import JUNK, ImageRow, Plan, Row, Split
 from reid.data.prepare.subsets import KINDS
 from reid.data.records import TEST_ONLY, WITHOUT_CAMERAS
 from reid.errors import InputError

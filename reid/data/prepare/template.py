@@ -4,15 +4,17 @@ import itertools
 import re
 import string
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import PurePosixPath
 
 from reid.data.messages import indented
-from reid.data.prepare.rows import Row
+from reid.data.prepare.plan import Row
 from reid.errors import InputError
 
 FIELDS = {"pid": "pid", "cam": "camera", "seq": "sequence", "subset": "subset"}  # {field: field of Row}
-EXAMPLE = "'{pid}_c{cam}_{}.jpg' or '{pid:4}{cam:3}{}.png'"
+USE = (
+    "use {pid} once, {cam}, {seq} and {subset} at most once, {} for any text, and a width where nothing separates two "
+    "fields, for example '{pid}_c{cam}_{}.jpg' or '{pid:4}{cam:3}{}.png'"
+)
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,9 @@ class Template:
     def with_subset(self) -> bool:
         return any(expression.startswith("(?P<subset>") for _, expression in self.pieces)
 
-    @cached_property
-    def pattern(self) -> re.Pattern:
-        return self.first(len(self.pieces))
+    def name_of(self, path: PurePosixPath) -> str:
+        """The part of a path that it is matched against."""
+        return str(path) if self.with_folders else path.name
 
     def first(self, count: int) -> re.Pattern:
         """The regular expression of the first pieces."""
@@ -41,13 +43,12 @@ class Template:
 
     def read(self, path: PurePosixPath) -> dict[str, str] | None:
         """The fields of a path, or None if it has another form."""
-        match = self.pattern.fullmatch(str(path) if self.with_folders else path.name)
+        match = self.first(len(self.pieces)).fullmatch(self.name_of(path))
         return match.groupdict() if match else None
 
     def explain(self, path: PurePosixPath) -> str:
         """How far a path fits."""
-        name = str(path) if self.with_folders else path.name
-        fits = next(n for n in range(len(self.pieces), -1, -1) if self.first(n).match(name))
+        fits = next(n for n in range(len(self.pieces), -1, -1) if self.first(n).match(self.name_of(path)))
         if fits == len(self.pieces):
             return "is longer than the template"
         start, piece = "".join(text for text, _ in self.pieces[:fits]), self.pieces[fits][0]
@@ -61,22 +62,15 @@ def as_template(text: str) -> Template:
     {'pid': '0012', 'cam': '003'}
     """
     try:
-        pieces, fields = parse(text)
-        repeated = [name for name in fields if fields.count(name) > 1]
-        if "pid" not in fields or repeated:
-            raise ValueError(f"{{{repeated[0]}}} occurs twice" if repeated else "it has no {pid}")
+        return Template(text, tuple(parse(text)))
     except ValueError as e:
-        raise InputError(
-            f"--template {text!r}: {e}; use {{pid}} once, {{cam}}, {{seq}} and {{subset}} at most once, {{}} for any "
-            f"text, and a width where nothing separates two fields, for example {EXAMPLE}"
-        ) from e
-    return Template(text, tuple(pieces))
+        raise InputError(f"--template {text!r}: {e}; {USE}") from e
 
 
-def parse(text: str) -> tuple[list[tuple[str, str]], list[str]]:
-    """(pieces of a template, names of its fields). Raises ValueError."""
+def parse(text: str) -> list[tuple[str, str]]:
+    """The pieces of a template. Raises ValueError."""
     pieces: list[tuple[str, str]] = []
-    fields: list[str] = []
+    fields: list[str | None] = []
     unbounded = ""  # the last field, if it has no width and no text follows
     for before, name, width, conversion in string.Formatter().parse(text):
         if before:
@@ -87,13 +81,17 @@ def parse(text: str) -> tuple[list[tuple[str, str]], list[str]]:
         written = "{" + name + (f"!{conversion}" if conversion else "") + (f":{width}" if width else "") + "}"
         if name not in ("", *FIELDS) or conversion or re.fullmatch(r"[1-9]\d?|", width or "") is None:
             raise ValueError(f"{written} is not a field")
+        if name in fields:
+            raise ValueError(f"{{{name}}} occurs twice")
         if unbounded and not width:
             raise ValueError(f"nothing shows where {unbounded} ends and {written} begins")
         count = f"{{{width}}}" if width else "+?" if name else "*?"
         pieces.append((written, f"(?P<{name}>[^/]{count})" if name else f"[^/]{count}"))
         unbounded = "" if width else written
-        fields += filter(None, [name])
-    return pieces, fields
+        fields.append(name or None)
+    if "pid" not in fields:
+        raise ValueError("it has no {pid}")
+    return pieces
 
 
 def read_names(template: Template, paths: dict[str, PurePosixPath], where: str) -> list[Row]:
@@ -102,34 +100,21 @@ def read_names(template: Template, paths: dict[str, PurePosixPath], where: str) 
     Folders around all images may be missing in the template. Raises InputError with the names
     of another form, beside three that were understood.
     """
-    depth = common_depth(list(paths.values())) if template.with_folders else 0
-    best: tuple[list[Row], dict[str, PurePosixPath]] = ([], paths)
-    for skip in range(depth + 1):
+    best: list[Row] = []
+    rest = paths
+    for skip in range(common_depth(list(paths.values())) + 1 if template.with_folders else 1):
         shorter = {name: PurePosixPath(*path.parts[skip:]) for name, path in paths.items()}
         fields = {name: template.read(path) for name, path in shorter.items()}
-        rows = [row_of(name, found) for name, found in fields.items() if found]
+        rows = [Row(name, **{FIELDS[key]: v for key, v in found.items()}) for name, found in fields.items() if found]
         if len(rows) == len(paths):
             return rows
-        best = max(best, (rows, shorter), key=lambda pair: len(pair[0]))
-    rows, shorter = best
-    read = {row.name for row in rows}
-    lines = [f"{name} {template.explain(path)}" for name, path in shorter.items() if name not in read]
-    seen = "".join(f"\n  {described(row)}" for row in rows[:3]) or " no name"
+        if not skip or len(rows) > len(best):
+            best, rest = rows, {name: path for name, path in shorter.items() if not fields[name]}
+    lines = [f"{name} {template.explain(path)}" for name, path in rest.items()]
     raise InputError(
         f"{where}: {len(lines):,} image names are not of the form {template.text}; change the template, "
-        f"or rename or remove the images:{indented(lines)}\nunderstood:{seen}"
+        f"or rename or remove the images:{indented(lines)}\nunderstood:{indented(best[:3]) or ' no name'}"
     )
-
-
-def row_of(name: str, found: dict[str, str]) -> Row:
-    """The row of an image with the fields of its template."""
-    return Row(name, **{FIELDS[field]: value for field, value in found.items()})
-
-
-def described(row: Row) -> str:
-    """name -> identity 'anna', camera '2'"""
-    values = {"identity": row.pid, "camera": row.camera, "sequence": row.sequence, "subset": row.subset}
-    return f"{row.name} -> " + ", ".join(f"{k} {v!r}" for k, v in values.items() if v is not None)
 
 
 def common_depth(paths: list[PurePosixPath]) -> int:

@@ -1,18 +1,27 @@
-"""Writes a plan as a dataset folder, whole or not at all."""
+"""Writes a plan as a dataset folder, whole or not at all; a folder that exists is reused or refused."""
 
+import hashlib
 import json
+import logging
 import os
 import shutil
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from reid.data.messages import indented
+from reid.data.prepare.archive import Source
 from reid.data.prepare.plan import Place, Plan
-from reid.data.records import SUBSETS
+from reid.data.read import read_json
 from reid.errors import InputError
 from reid.files import atomic_file
+
+logger = logging.getLogger(__name__)
+
+FILES = ("images", "splits.json", "test.json", "meta.json")
 
 
 def write(name: str, plan: Plan, folder: Path, place: Place) -> None:
@@ -25,36 +34,37 @@ def write(name: str, plan: Plan, folder: Path, place: Place) -> None:
     identities: list[list[list[str]]] = [[[] for _ in range(plan.num_cameras)] for _ in range(pids)]
     wanted: dict[str, list[Path]] = defaultdict(list)
     rows: list[tuple[str, int, int]] = []  # (file, pid, camera)
-    seen: Counter = Counter()
     for original, pid, camid in plan.images:
-        number = seen[pid, camid]
-        seen[pid, camid] += 1
-        file = f"{pid:08d}_{camid:04d}_{number:08d}{PurePosixPath(original).suffix.lower()}"
+        files = identities[pid][camid]
+        file = f"{pid:08d}_{camid:04d}_{len(files):08d}{PurePosixPath(original).suffix.lower()}"
+        files.append(file)
         rows.append((file, pid, camid))
-        identities[pid][camid].append(file)
         wanted[original].append(folder / "images" / file)
     place(wanted)
 
-    tests = [{s: [rows[i] for i in split.subsets[s]] for s in SUBSETS[1:]} for split in plan.splits]
-    for test, split in zip(tests, plan.splits):
-        if split.multi_query:
-            test["multi_query"] = [rows[i] for i in split.multi_query]
-    splits = []
+    splits, tests = [], []
     for split in plan.splits:
         splits.append({s: sorted({rows[i][1] for i in some}) for s, some in split.subsets.items()})
-    meta: dict[str, Any] = {"name": name, "shot": "multiple", "num_cameras": plan.num_cameras, "distractors": []}
-    if len(splits) == 1:
-        meta["distractors"] = sorted(set(splits[0]["gallery"]) - set(splits[0]["query"]))
-    if plan.note:
-        meta["note"] = plan.note
-    if plan.tracks:
-        meta["tracks"] = {row[0]: plan.tracks[i[0]] for row, i in zip(rows, plan.images) if i[0] in plan.tracks}
-    if plan.labels.identities:
-        meta["labels"] = {"identities": list(plan.labels.identities), "cameras": list(plan.labels.cameras)}
-    meta["prepared"] = plan.prepared
-    meta["identities"] = identities
-    meta["sources"] = {row[0]: image[0] for row, image in zip(rows, plan.images, strict=True)}
-    for file, content in (("splits.json", splits), ("test.json", tests), ("meta.json", meta)):
+        lists = {"query": split.query, "gallery": split.gallery, "multi_query": split.multi_query}
+        tests.append({s: [rows[i] for i in some] for s, some in lists.items() if some or s != "multi_query"})
+    distractors = {*splits[0]["gallery"]} - {*splits[0]["query"]} if len(splits) == 1 else ()
+    labels = {"identities": list(plan.labels.identities), "cameras": list(plan.labels.cameras)}
+    optional = {
+        "note": plan.note,
+        "tracks": {row[0]: plan.tracks[i[0]] for row, i in zip(rows, plan.images) if i[0] in plan.tracks},
+        "labels": labels if plan.labels.identities else {},
+    }
+    meta = {
+        "name": name,
+        "shot": "multiple",
+        "num_cameras": plan.num_cameras,
+        "distractors": sorted(distractors),
+        **{key: value for key, value in optional.items() if value},
+        "prepared": plan.prepared,
+        "identities": identities,
+        "sources": {row[0]: image[0] for row, image in zip(rows, plan.images, strict=True)},
+    }
+    for file, content in zip(FILES[1:], (splits, tests, meta)):
         with atomic_file(folder / file) as temporary:
             temporary.write_text(json.dumps(content), encoding="utf-8")
 
@@ -62,11 +72,14 @@ def write(name: str, plan: Plan, folder: Path, place: Place) -> None:
 def build(folder: Path, fill: Callable[[Path], None]) -> None:
     """Makes `folder` from what fill(temporary folder) writes; a failure leaves nothing behind.
 
-    An existing folder (raw data) gets images/ and the JSON files beside its content.
+    An existing folder (raw data) gets images/ and the JSON files beside its content. Temporary
+    folders that killed processes left more than a day ago are removed.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        remove_stale(folder)
+        for stale in folder.parent.glob(f".{folder.name}.partial-*"):
+            if time.time() - stale.stat().st_mtime > 86_400:
+                shutil.rmtree(stale, ignore_errors=True)
         temporary = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
         try:
             fill(temporary)
@@ -89,12 +102,47 @@ def move(temporary: Path, folder: Path) -> None:
         return
     if (folder / "images").exists():
         raise InputError(f"{folder} has images/ but no meta.json: an unfinished dataset or other data; move it away")
-    for name in ("images", "splits.json", "test.json", "meta.json"):
+    for name in FILES:
         os.rename(temporary / name, folder / name)
 
 
-def remove_stale(folder: Path) -> None:
-    """Removes temporary folders that killed processes left more than a day ago."""
-    for stale in folder.parent.glob(f".{folder.name}.partial-*"):
-        if time.time() - stale.stat().st_mtime > 86_400:
-            shutil.rmtree(stale, ignore_errors=True)
+def made_from(name: str, source: Source, rows: Sequence[tuple]) -> dict[str, Any]:
+    """What a dataset is made from: a source, and a digest of its rows (image, labels ..) with their sizes."""
+    lines = sorted("\t".join(map(str, (*row, source.sizes.get(row[0], "")))) for row in rows)
+    content = hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return {"source": name, "images": len(rows), "content": content}
+
+
+def without_prepared(source: Source, folder: Path) -> Source:
+    """The source without the files of the dataset, where raw data lie in the folder of the dataset."""
+    if source.path.resolve() != folder.resolve() or not (folder / "meta.json").exists():
+        return source
+    return replace(source, sizes={name: n for name, n in source.sizes.items() if name.partition("/")[0] not in FILES})
+
+
+def is_prepared(folder: Path, now: dict[str, Any]) -> bool:
+    """Whether `folder` is already prepared from what `now` describes; logs that it is.
+
+    Raises InputError, which shows both, if it was prepared from something else.
+    """
+    if not (folder / "meta.json").exists():
+        return False
+    then = read_json(folder / "meta.json", dict).get("prepared") or {}
+    if not then:
+        logger.warning(
+            f"{folder} is already prepared, and does not record from what; delete it to prepare it from {now['source']}"
+        )
+        return True
+    changed = [key for key, value in now.items() if then.get(key) != value]
+    if changed and changed != ["source"]:  # the same images and labels may be at another place
+        lines = [f"{key}: {shown(then.get(key))} then, {shown(now[key])} now" for key in changed]
+        raise InputError(
+            f"{folder} was prepared from something else; choose another --name, or delete {folder} to prepare it "
+            f"again:{indented(lines)}"
+        )
+    logger.info(f"{folder} is already prepared from the same source; delete it to prepare it again")
+    return True
+
+
+def shown(value: Any) -> str:
+    return "nothing" if value in (None, "") else repr(value) if isinstance(value, str) else str(value)
