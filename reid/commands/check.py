@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from reid.data.check import Finding, Names, camera_shares, check_lists
+from reid.data.check import Finding, camera_shares, check_lists
 from reid.data.check_files import Decoded, Examined, check_images, described
 from reid.data.messages import indented
 from reid.data.prepare import folder_of
@@ -60,11 +60,12 @@ def as_text(found: Tables) -> str:
 def rests_on(dataset: Dataset) -> str:
     """How much of the test rests on one camera, or "" without cameras."""
     shares = camera_shares(dataset)
-    if shares is None or dataset.without_cameras:
+    if shares is None:
         return ""
     (query, n), (match, m) = shares
-    names = Names.of(dataset)
-    return f"most queries are from {names.camera(query)} ({n:.0%}), most matches from {names.camera(match)} ({m:.0%})"
+    return (
+        f"most queries are from {dataset.camera(query)} ({n:.0%}), most matches from {dataset.camera(match)} ({m:.0%})"
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -131,9 +132,9 @@ def examine(folder: Path, split: int) -> tuple[list[Finding], dict, list[Group]]
 
 def groups_of(dataset: Dataset, examined: Examined) -> list[Group]:
     """One group for each copy: the image and the earlier one."""
-    names, groups = Names.of(dataset), []
+    groups = []
     for copy in examined.copies:
         equal = examined.read[copy.image.image.path].digest == examined.read[copy.first.image.path].digest
-        pair = [Shown(placed.image.path, described(names, placed)) for placed in (copy.image, copy.first)]
+        pair = [Shown(placed.image.path, described(dataset, placed)) for placed in (copy.image, copy.first)]
         groups.append(Group("equal files" if equal else "similar images", pair))
     return groups

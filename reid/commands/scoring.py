@@ -12,10 +12,10 @@ from torch import nn
 
 from reid.commands.evaluate import Request
 from reid.config import Config
+from reid.data.loader import warn_of_shape
 from reid.data.prepare import folder_of, open_dataset
 from reid.data.read import read_json
 from reid.data.records import EASY, Dataset
-from reid.data.shapes import warn_of_shape
 from reid.device import find_hardware, resolve_precision, set_up
 from reid.errors import InputError
 from reid.evaluation import splits

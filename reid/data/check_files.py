@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from reid.data.check import Finding, Names
+from reid.data.check import Finding
 from reid.data.copies import Copy, Placed, equal_files, find_hasher, look_of, placed, similar_images
 from reid.data.folders import is_image
 from reid.data.loader import open_image
@@ -52,10 +52,8 @@ def check_images(dataset: Dataset) -> Examined:
     paths = sorted(placed.image.path for placed in images)
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore")  # Pillow warns about metadata
-        results = tqdm(
-            pool.map(partial(examine, hasher=hasher), paths), "decoding", len(paths), unit=" images", disable=None
-        )
-        read = dict(zip(paths, results))
+        results = pool.map(partial(examine, hasher=hasher), paths)
+        read = dict(zip(paths, tqdm(results, "decoding", len(paths), unit=" images", disable=None)))
     digests = {path: result.digest for path, result in read.items() if not result.problem}
     equal = list(equal_files(images, digests))
     similar = list(similar_images(images, {path: result.look for path, result in read.items()}, digests))
@@ -72,25 +70,20 @@ def examine(path: str, hasher: ModuleType | None) -> Decoded:
         content = Path(path).read_bytes()
         digest = hashlib.sha256(content).hexdigest()
         image = open_image(content)
-        look = look_of(hasher, image) if hasher else b""
-        return Decoded(digest, image.format or "", image.size, look=look)
-    except InputError as e:
-        problem = str(e)
-    except OSError as e:
-        problem = f"cannot be read: {e}"
-    return Decoded(digest, problem=problem)
+        return Decoded(digest, image.format or "", image.size, look=look_of(hasher, image) if hasher else b"")
+    except (InputError, OSError) as e:
+        return Decoded(digest, problem=str(e) if isinstance(e, InputError) else f"cannot be read: {e}")
 
 
 def unreadable(dataset: Dataset, read: dict[str, Decoded]) -> Iterator[Finding]:
     """Images that cannot be decoded, or are too small to show anything."""
-    named = Names.of(dataset)
     for path, result in read.items():
         if result.problem:
-            what = f"{named.file(path)} {result.problem}; replace it or take it out of the lists"
+            what = f"{dataset.file(path)} {result.problem}; replace it or take it out of the lists"
             yield Finding("error", "unreadable", what)
         elif min(result.size) < MIN_SIDE:
             what = "{} has {} x {} pixels, too few to show anything; take it out of the lists"
-            yield Finding("warning", "small", what.format(named.file(path), *result.size))
+            yield Finding("warning", "small", what.format(dataset.file(path), *result.size))
 
 
 def unlisted(dataset: Dataset, read: dict[str, Decoded]) -> Iterator[Finding]:
@@ -99,25 +92,23 @@ def unlisted(dataset: Dataset, read: dict[str, Decoded]) -> Iterator[Finding]:
     for folder, _, found in os.walk(dataset.folder / "images", followlinks=True):
         for path in sorted(os.path.join(folder, file) for file in found):
             if os.path.normcase(os.path.normpath(path)) not in listed:
-                listable = is_image(path)
-                what = "is in no list of this split" if listable else "is not an image"
+                what = "is in no list of this split" if is_image(path) else "is not an image"
                 yield Finding("warning", "unlisted", f"{path} {what}; list it or delete it")
 
 
 def duplicates(dataset: Dataset, equal: Iterable[Copy]) -> Iterator[Finding]:
     """Equal files: an error where they are in both training and test, show two identities, or answer a query."""
-    named = Names.of(dataset)
     for copy in equal:
         image, first = copy.image, copy.first
-        what = f"{described(named, image)} has the content of {described(named, first)}"
-        source = named.source(image.image.path)
+        what = f"{described(dataset, image)} has the content of {described(dataset, first)}"
+        source = dataset.source(image.image.path)
         if copy.leaks:
             yield Finding("error", "leak", f"{what}: a training image is in the test; remove one")
         elif image.image.pid != first.image.pid:
             yield Finding("error", "duplicate", f"{what}: one image has two identities; remove one")
         elif {image.subset, first.subset} == {"query", "gallery"} and not copy.one_place:
             yield Finding("error", "copy", f"{what}: a query is its own match; remove one")
-        elif source and source == named.source(first.image.path):
+        elif source and source == dataset.source(first.image.path):
             yield Finding("warning", "copy", f"{what}: the source is listed twice; remove one entry")
         else:
             yield Finding("warning", "copy", f"{what}: it counts twice; remove one")
@@ -125,14 +116,13 @@ def duplicates(dataset: Dataset, equal: Iterable[Copy]) -> Iterator[Finding]:
 
 def near_duplicates(dataset: Dataset, similar: Iterable[Copy]) -> Iterator[Finding]:
     """Images that look the same, for example because one was resized or saved again."""
-    named = Names.of(dataset)
     for copy in similar:
-        what = f"{described(named, copy.image)} looks like {described(named, copy.first)}"
+        what = f"{described(dataset, copy.image)} looks like {described(dataset, copy.first)}"
         if copy.leaks:
             what += ": training and test may share a photo"
         yield Finding("warning", "similar", f"{what}; look at both (--pictures FILE) and remove a copy")
 
 
-def described(named: Names, placed: Placed) -> str:
+def described(dataset: Dataset, placed: Placed) -> str:
     path, pid, camid = placed.image
-    return f"{named.file(path)} ({placed.subset}, {named.person(pid)}, {named.camera(camid)})"
+    return f"{dataset.file(path)} ({placed.subset}, {dataset.person(pid)}, {dataset.camera(camid)})"

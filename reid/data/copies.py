@@ -27,10 +27,6 @@ class Placed(NamedTuple):
     image: Image
     subset: str
 
-    @property
-    def in_training(self) -> bool:
-        return self.subset == "trainval"
-
 
 class Copy(NamedTuple):
     """An image that shows the same photo as an earlier one."""
@@ -41,12 +37,17 @@ class Copy(NamedTuple):
     @property
     def leaks(self) -> bool:
         """Whether the test contains a training image."""
-        return self.image.in_training != self.first.in_training
+        return (self.image.subset == "trainval") != (self.first.subset == "trainval")
 
     @property
     def one_place(self) -> bool:
         """Whether both are of one identity and camera."""
         return self.image.image[1:] == self.first.image[1:]
+
+    @property
+    def weight(self) -> tuple[bool, bool, bool]:
+        """How much it matters: most of training, then of another identity, then of another camera."""
+        return self.leaks, self.image.image.pid != self.first.image.pid, not self.one_place
 
 
 def placed(dataset: Dataset) -> list[Placed]:
@@ -63,19 +64,9 @@ def equal_files(images: Sequence[Placed], digests: Mapping[str, str]) -> Iterato
     seen: dict[str, list[Placed]] = defaultdict(list)
     for placed in images:
         if digest := digests.get(placed.image.path):
-            if earlier := seen[digest]:
-                yield Copy(placed, most_telling(placed, earlier))
+            if copies := [Copy(placed, earlier) for earlier in seen[digest]]:
+                yield max(copies, key=lambda copy: copy.weight)
             seen[digest].append(placed)
-
-
-def most_telling(placed: Placed, same: Sequence[Placed]) -> Placed:
-    """The one of several copies that matters most: of training, another identity, another camera."""
-
-    def weight(other: Placed) -> tuple[bool, bool, bool]:
-        pair = Copy(placed, other)
-        return pair.leaks, placed.image.pid != other.image.pid, not pair.one_place
-
-    return max(same, key=weight)
 
 
 def find_hasher() -> ModuleType | None:

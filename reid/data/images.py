@@ -18,6 +18,7 @@ from reid.data.loader import ImageStore, choose_cache, in_threads, pixels_of, re
 from reid.data.prepare.labelled import assert_distinct
 from reid.data.prepare.lists import LISTS as TABLES
 from reid.data.prepare.lists import rows_of_list
+from reid.data.prepare.plan import Row
 from reid.data.records import Image
 from reid.errors import InputError, MissingInput
 
@@ -32,14 +33,6 @@ class Listed(NamedTuple):
 
     images: list[Image]
     labels: Labels
-
-
-class Found(NamedTuple):
-    """An image with its labels as the user wrote them."""
-
-    path: str
-    pid: str = UNKNOWN
-    camid: str = UNKNOWN
 
 
 def find_images(sources: Sequence[str]) -> list[Image]:
@@ -57,21 +50,22 @@ def list_images(sources: Sequence[str]) -> Listed:
     Raises MissingInput for a source that does not exist, InputError for one without images and for labels that look
     the same.
     """
-    found: dict[str, Found] = {}
+    found: dict[str, Row] = {}
     for source in sources:
-        images, others = images_of(source)
-        if not images:
+        rows, others = rows_of(source)
+        if not rows:
             seen = f"; found {left_out(others)}" if others else ""
             raise InputError(f"--images {source}: no image there; expected {', '.join(IMAGES)}{seen}")
         if others:
             logger.info(f"{source}: left out, not images: {left_out(others)}")
-        found |= {os.path.abspath(image.path): image for image in images}
-    assert_distinct({image.pid for image in found.values()}, "identities")
-    assert_distinct({image.camid for image in found.values()}, "cameras")
-    pids, identities = numbers_of([image.pid for image in found.values()])
-    camids, cameras = numbers_of([image.camid for image in found.values()])
-    rows = zip(found.values(), pids, camids)
-    return Listed([Image(image.path, pid, camid) for image, pid, camid in rows], Labels(identities, cameras))
+        found |= {os.path.abspath(row.name): row for row in rows}
+    labels = [row.pid for row in found.values()]
+    places = [row.camera or UNKNOWN for row in found.values()]
+    assert_distinct({*labels}, "identities")
+    assert_distinct({*places}, "cameras")
+    (pids, identities), (camids, cameras) = numbers_of(labels), numbers_of(places)
+    images = [Image(row.name, pid, camid) for row, pid, camid in zip(found.values(), pids, camids)]
+    return Listed(images, Labels(identities, cameras))
 
 
 def numbers_of(labels: Sequence[str]) -> tuple[list[int], list[str]]:
@@ -90,40 +84,24 @@ def is_number(label: str) -> bool:
         return False
 
 
-def images_of(source: str) -> tuple[list[Found], list[str]]:
+def rows_of(source: str) -> tuple[list[Row], list[str]]:
     """(images, names of other files) of one source."""
     path = Path(source)
-    if path.is_dir():
-        return images_below(path)
     if path.is_file():
         if is_table(path):
-            return [Found(str(path.parent / r.name), r.pid, r.camera or UNKNOWN) for r in rows_of_list(path).rows], []
-        return (read_list(path) if path.suffix.lower() in LISTS else [Found(source)]), []
-    if glob.has_magic(source):
-        return images_matching(source)
-    raise MissingInput(f"--images {source}: no such folder, file or list")
-
-
-def images_below(folder: Path) -> tuple[list[Found], list[str]]:
-    names = sorted(files_below(folder), key=lambda name: name.split("/"))
-    images = [Found(str(folder / name)) for name in names if is_image(name)]
-    return images, [name for name in names if not is_image(name)]
-
-
-def images_matching(pattern: str) -> tuple[list[Found], list[str]]:
-    """The images that match a pattern, and those below the folders that do."""
-    images: list[Found] = []
+            return [row._replace(name=str(path.parent / row.name)) for row in rows_of_list(path).rows], []
+        return (read_list(path) if path.suffix.lower() in LISTS else [Row(source, UNKNOWN)]), []
+    if not path.is_dir() and not glob.has_magic(source):
+        raise MissingInput(f"--images {source}: no such folder, file or list")
+    rows: list[Row] = []
     others: list[str] = []
-    for match in sorted(glob.glob(pattern, recursive=True)):
-        if os.path.isdir(match):
-            inside, rest = images_below(Path(match))
-            images += inside
-            others += rest
-        elif is_image(match):
-            images.append(Found(match))
-        else:
-            others.append(match)
-    return images, others
+    for match in map(Path, [source] if path.is_dir() else sorted(glob.glob(source, recursive=True))):
+        folder, names = match.parent, [match.name]
+        if match.is_dir():
+            folder, names = match, sorted(files_below(match), key=lambda name: name.split("/"))
+        rows += [Row(str(folder / name), UNKNOWN) for name in names if is_image(name)]
+        others += [name for name in names if not is_image(name)]
+    return rows, others
 
 
 def is_table(path: Path) -> bool:
@@ -134,8 +112,8 @@ def is_table(path: Path) -> bool:
         return "path" in file.readline().lower().split()
 
 
-def read_list(path: Path) -> list[Found]:
-    images = []
+def read_list(path: Path) -> list[Row]:
+    rows = []
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as e:
@@ -149,8 +127,8 @@ def read_list(path: Path) -> list[Found]:
         except (ValueError, OverflowError) as e:
             expected = "'path', 'path TAB pid' or 'path TAB pid TAB camid'"
             raise InputError(f"{path}, line {number}: expected {expected}, got {line!r}") from e
-        images.append(Found(str(path.parent / name), pid, camid))
-    return images
+        rows.append(Row(str(path.parent / name), pid, camid))
+    return rows
 
 
 class ReadImages(NamedTuple):

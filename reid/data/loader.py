@@ -5,16 +5,18 @@ cannot be read raises InputError with its name.
 """
 
 import io
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import psutil
 import torch
+from PIL import ExifTags, ImageOps, UnidentifiedImageError
 from PIL import Image as PILImage
-from PIL import UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -22,21 +24,13 @@ from reid.data.records import Image
 from reid.device import Hardware
 from reid.errors import InputError, MissingInput
 
+logger = logging.getLogger(__name__)
+
 MAX_PIXELS = 64_000_000  # a crop is far smaller; a larger header is damage or a decompression bomb
 AHEAD = 128  # images that are decoded before they are needed
-
-
-# EXIF orientation -> how the stored pixels become upright (EXIF 2.3, tag 0x0112); 1 is upright
-ORIENTATION = 0x0112
-UPRIGHT = {
-    2: PILImage.Transpose.FLIP_LEFT_RIGHT,
-    3: PILImage.Transpose.ROTATE_180,
-    4: PILImage.Transpose.FLIP_TOP_BOTTOM,
-    5: PILImage.Transpose.TRANSPOSE,
-    6: PILImage.Transpose.ROTATE_270,
-    7: PILImage.Transpose.TRANSVERSE,
-    8: PILImage.Transpose.ROTATE_90,
-}
+TURNED = (5, 6, 7, 8)  # EXIF orientations of an image that is turned by a quarter
+LOOKED_AT = 200  # images whose shapes represent a dataset
+FAR = 2  # an input whose aspect ratio differs from the images' by more than this factor
 
 
 def unusable(image: PILImage.Image, most: int) -> str:
@@ -101,25 +95,50 @@ def open_image(content: bytes, most: int = MAX_PIXELS, formats: tuple[str, ...] 
         raise InputError(f"is not an image; it begins with {content[:16]!r}") from e
     except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and others for bad files
         raise InputError(f"is damaged: {e}") from e
-    return upright(image)
-
-
-def upright(image: PILImage.Image) -> PILImage.Image:
-    """A decoded image, turned and mirrored as its EXIF orientation says. Without one it is the same object."""
-    try:
-        orientation = image.getexif().get(ORIENTATION)
-    except Exception:  # damaged metadata; Pillow raises SyntaxError, struct.error and others
-        return image
-    how = UPRIGHT.get(orientation or 1)
-    if how is None:
-        return image
-    turned = image.transpose(how)
-    turned.format = image.format
-    return turned
+    with suppress(Exception):  # damaged metadata; Pillow raises SyntaxError, struct.error and others
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def resized(image: PILImage.Image, height: int, width: int) -> np.ndarray:
     return np.asarray(image.resize((width, height), PILImage.Resampling.BILINEAR))
+
+
+def size_of(path: str) -> tuple[int, int]:
+    """(height, width) of an upright image file, from its header. Raises InputError."""
+    try:
+        with PILImage.open(path) as image:
+            if image.format == "TIFF":
+                image.load()  # Pillow turns it then, and removes the orientation
+            turned = image.getexif().get(ExifTags.Base.Orientation) in TURNED
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and others for bad files
+        raise InputError(f"{path} cannot be read as an image: {e}") from e
+
+
+def fitted(path: str, height: int, width: int) -> np.ndarray:
+    """RGB pixels (h, w, 3) uint8 of a file: as large as height and width allow, in its own aspect ratio.
+
+    Raises InputError.
+    """
+    h, w = size_of(path)
+    scale = min(height / h, width / w)
+    return decode(path, max(1, round(h * scale)), max(1, round(w * scale)))
+
+
+def warn_of_shape(images: Sequence[Image], h: int, w: int) -> None:
+    """Logs a warning where the input shape is far from the median aspect ratio of the images."""
+    ratios = []
+    for image in images[:: -(-len(images) // LOOKED_AT)]:
+        with suppress(InputError):  # is reported where the image is decoded
+            height, width = size_of(image.path)
+            ratios.append(width / height)
+    median = float(np.median(ratios)) if ratios else w / h
+    if not 1 / FAR <= w / h / median <= FAR:
+        logger.warning(
+            f"the input is {h} high and {w} wide, but the images are {median:.2g} times as wide as high "
+            "(median): they are squashed. Train and evaluate with --h and --w of their shape"
+        )
 
 
 def in_threads(work: Callable, items: Iterable, num_workers: int) -> Iterator:

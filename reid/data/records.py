@@ -65,6 +65,25 @@ class Dataset:
         )
         return hashlib.sha256("".join(rows).encode()).hexdigest()
 
+    def source(self, path: str) -> str:
+        """The original name of a file in images/, or ""."""
+        file = os.path.relpath(path, self.folder / "images").replace(os.sep, "/")
+        source = self.labels.source(file)
+        return "" if source == file else source
+
+    def file(self, path: str) -> str:
+        """A file for messages, with its original name. So are `person` and `camera`."""
+        source = self.source(path)
+        return f"{path} ({source})" if source else path
+
+    def person(self, pid: int) -> str:
+        label = self.labels.identity(pid)
+        return f"pid {pid}" if label == str(pid) else f"identity {label} (pid {pid})"
+
+    def camera(self, camid: int) -> str:
+        label = self.labels.camera(camid)
+        return f"camera {camid}" if label == str(camid) else f"camera {label} (number {camid})"
+
     def hold_out(self, num_val: int) -> tuple[list[Image], list[Image]]:
         """trainval as (train, val); val has the last num_val of the sorted identities."""
         pids = sorted({image.pid for image in self.trainval})

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image as PILImage
 from PIL import ImageDraw
 
-from reid.data.shapes import fitted
+from reid.data.loader import fitted
 from reid.errors import InputError
 from reid.files import atomic_file, writing
 from reid.gallery.store import Answers

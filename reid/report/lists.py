@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image as PILImage
 from tqdm import tqdm
 
-from reid.data.shapes import fitted
+from reid.data.loader import fitted
 from reid.errors import InputError
 from reid.evaluation.conventions import CameraPairs
 from reid.evaluation.distances import Block, blocks, nearest, on_host

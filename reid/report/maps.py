@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from reid.data.loader import decode
-from reid.data.shapes import fitted
+from reid.data.loader import decode, fitted
 from reid.data.transforms import normalise
 from reid.errors import InputError, MissingInput
 from reid.models.weights import read_weights

@@ -10,8 +10,7 @@ from PIL import Image as PILImage
 from PIL import ImageOps
 
 from reid.data.images import find_images, list_images
-from reid.data.loader import decode, open_image, pixels_of
-from reid.data.shapes import size_of
+from reid.data.loader import decode, open_image, pixels_of, size_of
 from reid.errors import InputError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (48, 20, 3), np.uint8)
@@ -81,11 +80,11 @@ def test_damaged_exif_is_no_reason_to_refuse_an_image():
 
 
 def test_every_file_is_opened_by_one_function():
-    """shapes.py reads the size in the header; bench/data.py has the plain form to compare with."""
+    """loader.py decodes, and reads the size in the header; bench/data.py has the plain form to compare with."""
     opened = {
         path.name for path in (ROOT / "reid").rglob("*.py") if "PILImage.open(" in path.read_text(encoding="utf-8")
     }
-    assert opened == {"loader.py", "shapes.py", "data.py"}
+    assert opened == {"loader.py", "data.py"}
 
 
 @pytest.mark.parametrize("labels, words", [
