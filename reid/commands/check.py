@@ -59,13 +59,9 @@ def as_text(found: Tables) -> str:
 
 def rests_on(dataset: Dataset) -> str:
     """How much of the test rests on one camera, or "" without cameras."""
-    shares = camera_shares(dataset)
-    if shares is None:
-        return ""
-    (query, n), (match, m) = shares
-    return (
-        f"most queries are from {dataset.camera(query)} ({n:.0%}), most matches from {dataset.camera(match)} ({m:.0%})"
-    )
+    shares = camera_shares(dataset).items()
+    seen = {what: f"from {dataset.camera(camid)} ({share:.0%})" for what, (camid, share) in shares}
+    return f"most queries are {seen['queries']}, most matches {seen['matches']}" if seen else ""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -109,15 +109,11 @@ def matches(dataset: Dataset) -> Iterator[Finding]:
         yield Finding(level, "match", f"{dataset.file(path)}: {what}; add one or remove the query")
 
 
-class Shares(NamedTuple):
-    """The camera of most queries and that of most of their matches, with their shares."""
+def camera_shares(dataset: Dataset) -> dict[str, tuple[int, float]]:
+    """The camera of most "queries" and that of most "matches", with their shares.
 
-    query: tuple[int, float]
-    match: tuple[int, float]
-
-
-def camera_shares(dataset: Dataset) -> Shares | None:
-    """How much of the test rests on one camera; None without cameras and for a test without matches."""
+    Empty without cameras and for a test without matches.
+    """
     queries = Counter(image.camid for image in dataset.query)
     gallery: dict[int, Counter] = defaultdict(Counter)
     for image in dataset.gallery:
@@ -126,20 +122,19 @@ def camera_shares(dataset: Dataset) -> Shares | None:
     for image in dataset.query:
         matches.update({camid: n for camid, n in gallery[image.pid].items() if camid != image.camid})
     if not matches or dataset.without_cameras:
-        return None
-    (query, n), (match, m) = queries.most_common(1)[0], matches.most_common(1)[0]
-    return Shares((query, n / queries.total()), (match, m / matches.total()))
+        return {}
+    sides = {"queries": queries, "matches": matches}
+    return {what: (max(some, key=some.__getitem__), max(some.values()) / some.total()) for what, some in sides.items()}
 
 
 def one_camera(dataset: Dataset) -> Iterator[Finding]:
     """A test whose queries, or whose matches, are nearly all from one camera."""
-    shares = camera_shares(dataset)
-    if shares is None or len(dataset.query) < FEW_QUERIES:
+    if len(dataset.query) < FEW_QUERIES:
         return
-    sides = [("queries", shares.query)]
-    if len({image.camid for image in (*dataset.query, *dataset.gallery)}) > 2:
-        sides.append(("matches", shares.match))  # of two cameras one has the queries and the other the matches
-    for what, (camid, share) in sides:
+    shares = camera_shares(dataset)
+    if len({image.camid for image in (*dataset.query, *dataset.gallery)}) == 2:
+        shares.pop("matches", None)  # of two cameras one has the queries and the other the matches
+    for what, (camid, share) in shares.items():
         if share >= ONE_CAMERA:
             text = f"{share:.0%} of the {what} are from {dataset.camera(camid)}, so scores say little about the others"
             yield Finding("warning", "one camera", f"{dataset.folder}: {text}; draw the test from more cameras")

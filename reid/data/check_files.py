@@ -4,17 +4,17 @@ import hashlib
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
+from PIL import Image as PILImage
 from tqdm import tqdm
 
 from reid.data.check import Finding
-from reid.data.copies import Copy, Placed, equal_files, find_hasher, look_of, placed, similar_images
+from reid.data.copies import Copy, Placed, equal_files, find_hash, placed, similar_images
 from reid.data.folders import is_image
 from reid.data.loader import open_image
 from reid.data.prepare.archive import MAX_IMAGE
@@ -46,13 +46,13 @@ class Examined(NamedTuple):
 
 def check_images(dataset: Dataset) -> Examined:
     """Decodes every image of a dataset, and compares the contents."""
-    images, hasher = placed(dataset), find_hasher()
-    if hasher is None:
+    images, look_of = placed(dataset), find_hash()
+    if look_of is None:
         logger.warning("near-duplicates are not searched for: pip install imagehash, or rrid[check]")
     paths = sorted(placed.image.path for placed in images)
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore")  # Pillow warns about metadata
-        results = pool.map(partial(examine, hasher=hasher), paths)
+        results = pool.map(partial(examine, look_of=look_of), paths)
         read = dict(zip(paths, tqdm(results, "decoding", len(paths), unit=" images", disable=None)))
     digests = {path: result.digest for path, result in read.items() if not result.problem}
     equal = list(equal_files(images, digests))
@@ -61,7 +61,7 @@ def check_images(dataset: Dataset) -> Examined:
     return Examined([*found, *near_duplicates(dataset, similar)], read, [*equal, *similar])
 
 
-def examine(path: str, hasher: ModuleType | None) -> Decoded:
+def examine(path: str, look_of: Callable[[PILImage.Image], bytes] | None) -> Decoded:
     """Reads and decodes one image file completely."""
     digest = ""
     try:
@@ -70,7 +70,7 @@ def examine(path: str, hasher: ModuleType | None) -> Decoded:
         content = Path(path).read_bytes()
         digest = hashlib.sha256(content).hexdigest()
         image = open_image(content)
-        return Decoded(digest, image.format or "", image.size, look=look_of(hasher, image) if hasher else b"")
+        return Decoded(digest, image.format or "", image.size, look=look_of(image) if look_of else b"")
     except (InputError, OSError) as e:
         return Decoded(digest, problem=str(e) if isinstance(e, InputError) else f"cannot be read: {e}")
 

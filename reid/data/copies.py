@@ -1,9 +1,8 @@
 """Copies of an image among the images of a dataset: equal files, and files that look the same."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
-from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -69,17 +68,13 @@ def equal_files(images: Sequence[Placed], digests: Mapping[str, str]) -> Iterato
             seen[digest].append(placed)
 
 
-def find_hasher() -> ModuleType | None:
-    """The package imagehash, or None where it is not installed."""
+def find_hash() -> Callable[[PILImage.Image], bytes] | None:
+    """The perceptual hash of an image, 32 bytes, or None where the package imagehash is not installed."""
     try:
-        return import_module("imagehash")
+        phash = import_module("imagehash").phash
     except ImportError:
         return None
-
-
-def look_of(hasher: ModuleType, image: PILImage.Image) -> bytes:
-    """The perceptual hash of an image, 32 bytes."""
-    return np.packbits(hasher.phash(image, hash_size=HASH_SIZE).hash).tobytes()
+    return lambda image: np.packbits(phash(image, hash_size=HASH_SIZE).hash).tobytes()
 
 
 def similar_images(images: Sequence[Placed], looks: Mapping[str, bytes], digests: Mapping[str, str]) -> Iterator[Copy]:
@@ -88,7 +83,8 @@ def similar_images(images: Sequence[Placed], looks: Mapping[str, bytes], digests
     One camera sees a person in frames that hardly differ, so those of one identity and camera do not count.
     Compares all pairs, in blocks: 20,000 images take about 2 s.
     """
-    known = [placed for placed in images if has_structure(looks.get(placed.image.path, b""))]
+    bits = {path: int.from_bytes(look).bit_count() for path, look in looks.items()}
+    known = [placed for placed in images if bits.get(placed.image.path, 0) >= LEAST_BITS]
     if not known:
         return
     words = np.array([np.frombuffer(looks[placed.image.path], np.uint64) for placed in known])  # (M, 4)
@@ -101,11 +97,6 @@ def similar_images(images: Sequence[Placed], looks: Mapping[str, bytes], digests
         rows, columns = rows[telling], columns[telling]
         for i in np.unique(rows, return_index=True)[1]:  # the first column of each row
             yield Copy(known[rows[i]], known[columns[i]])
-
-
-def has_structure(look: bytes) -> bool:
-    """Whether a hash exists and is of more than a plain picture."""
-    return int.from_bytes(look).bit_count() >= LEAST_BITS
 
 
 def close_pairs(words: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:

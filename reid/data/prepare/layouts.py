@@ -13,6 +13,10 @@ from reid.data.prepare.template import Template, as_template, common_depth, read
 from reid.errors import InputError
 
 LAYOUTS = ("market",)
+MARKET = Template(
+    "{pid}_c{camera}_... (--layout market)",
+    (("{pid}", r"(?P<pid>-0*1|\d+)"), ("_c{camera}", r"_c(?P<cam>\d+)(?:s\d+)?"), ("_...", r"_.+")),
+)
 
 
 def rows_of_folders(source: Source, template: str = "", layout: str = "", nested: bool = True) -> Rows:
@@ -34,7 +38,8 @@ def rows_of_folders(source: Source, template: str = "", layout: str = "", nested
         result.rows = [with_subset(row) for row in read_names(form, paths, str(source.path))]
     else:
         places, result.dropped = locate(source, names, nested)
-        rows = market_rows(source, places) if layout else rows_of_places(source, places, form)
+        rows = rows_of_places(source, places, MARKET if layout else form)
+        rows = of_market(source, rows, places) if layout else rows
         result.rows = [row._replace(subset=places[row.name].subset or None) for row in rows]
     if wrong := sorted({row.pid for row in result.rows if subset_of(row.pid)}):
         raise InputError(
@@ -92,24 +97,14 @@ def unclear(source: Source, subsets: dict[str, dict[str, PurePosixPath]]) -> Inp
     )
 
 
-def market_rows(source: Source, places: dict[str, Place]) -> list[Row]:
-    """Rows of names like 0002_c1s1_000451_03.jpg. -1 is junk, and 0000 in the gallery a distractor."""
+def of_market(source: Source, rows: list[Row], places: dict[str, Place]) -> list[Row]:
+    """Rows of names like 0002_c1s1_000451_03.jpg: -1 is junk, and 0000 in the gallery a distractor."""
     if not any(place.subset for place in places.values()):
         raise market.missing_part(source, "subset folder", [*market.FOLDERS.values(), "or train, query, gallery"])
-    rows, unreadable, zeros = [], [], []
-    for name, place in places.items():
-        match = market.NAME.fullmatch(place.below.name)
-        if match is None or int(match[1]) < market.JUNK:
-            unreadable.append(name)
-            continue
-        if int(match[1]) == 0 and place.subset in ("train", "val", "query"):
-            zeros.append(name)
-        rows.append(Row(name, JUNK if int(match[1]) == market.JUNK else match[1], match[2]))
-    market.refuse_unreadable(source, unreadable, "{pid}_c{camera}_... (--layout market)")
-    if zeros:
+    if zeros := [r.name for r in rows if int(r.pid) == 0 and places[r.name].subset in ("train", "val", "query")]:
         raise InputError(
             f"{source.path}: {len(zeros):,} training or query images have pid 0000, which in Market-1501 is a "
             "distractor of the gallery; give this person another number, or use --template "
             f"'{{pid}}_c{{cam:1}}{{}}' instead of --layout market:{indented(zeros, 3)}"
         )
-    return rows
+    return [row._replace(pid=JUNK) if row.pid.startswith("-") else row for row in rows]
