@@ -43,25 +43,20 @@ class Hardware:
     @property
     def native_bf16(self) -> bool:
         """Whether the device has bf16 instructions. Otherwise bf16 is emulated."""
-        kind = self.device.type
-        if kind == "cuda":
-            with torch.cuda.device(self.device):
-                return torch.cuda.is_bf16_supported(including_emulation=False)
-        if kind == "xpu":
-            with torch.xpu.device(self.device):
-                return torch.xpu.is_bf16_supported(including_emulation=False)
-        if kind == "mps":
+        if self.device.type in ("cuda", "xpu"):
+            module = torch.get_device_module(self.device)
+            with module.device(self.device):
+                return module.is_bf16_supported(including_emulation=False)
+        if self.device.type == "mps":
             return torch.backends.mps.is_macos_or_newer(14, 0)
         return torch.backends.cpu.get_cpu_capability() not in ("NO AVX", "AVX2")
 
     @property
     def name(self) -> str:
         """For example 'cuda:0 (NVIDIA H100)' or 'cpu'."""
-        if self.device.type == "cuda":
-            return f"{self.device} ({torch.cuda.get_device_name(self.device)})"
-        if self.device.type == "xpu":
-            return f"{self.device} ({torch.xpu.get_device_name(self.device)})"
-        return str(self.device)
+        if self.device.type not in ("cuda", "xpu"):
+            return str(self.device)
+        return f"{self.device} ({torch.get_device_module(self.device).get_device_name(self.device)})"
 
 
 def find_hardware(device: str = "auto", gpus: tuple[int, ...] = (), warn: bool = True) -> Hardware:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from reid.data.folders import IMAGES, files_below, is_image, left_out
 from reid.data.labels import Labels
-from reid.data.loader import ImageStore, choose_cache, in_threads, pixels_of, read
+from reid.data.loader import ImageStore, choose_cache, in_threads, pixels_of, read, report_bad
 from reid.data.prepare.labelled import assert_distinct
 from reid.data.prepare.lists import LISTS as TABLES
 from reid.data.prepare.lists import rows_of_list
@@ -170,15 +170,7 @@ def read_images(
         if cache != "none":
             pixels[len(good)] = result[1]
         good.append(image)
-    for line in bad:
-        logger.warning(line)
-    if not good:
-        raise InputError(f"none of the {len(images)} images can be read")
-    if bad and not skip_bad:
-        raise InputError(
-            f"{len(bad)} of {len(images)} images cannot be read (listed above); nothing was written. "
-            "Repair them, or leave them out with --skip_bad"
-        )
+    report_bad(bad, len(images), skip_bad)
     store = ImageStore(good, *size, num_workers, device=device)
     if cache != "none":
         store.keep(pixels[: len(good)], cache)

@@ -159,6 +159,22 @@ def in_threads(work: Callable, items: Iterable, num_workers: int) -> Iterator:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def report_bad(problems: Sequence[str], count: int, skip_bad: bool) -> None:
+    """Logs the problems of images that cannot be read.
+
+    Raises InputError if there are any and skip_bad is not given, or if none of `count` images is left.
+    """
+    for problem in problems:
+        logger.warning(problem)
+    if len(problems) == count:
+        raise InputError(f"none of the {count:,} images can be read")
+    if problems and not skip_bad:
+        raise InputError(
+            f"{len(problems):,} of {count:,} images cannot be read (listed above); nothing was written. "
+            "Repair them, or leave them out with --skip_bad"
+        )
+
+
 def choose_cache(cache: str, count: int, size: tuple[int, int], device: torch.device) -> str:
     """none, ram or gpu, for `count` images of one size.
 

@@ -133,23 +133,19 @@ def combine(datasets: Sequence[Dataset]) -> Dataset:
     distractors: set[int] = set()
     identities: list[str] = []
     cameras: list[str] = []
-    first_pid = first_camid = 0
     for dataset in datasets:
+        first_pid, first_camid = len(identities), len(cameras)
         for subset, images in dataset.subsets.items():
             lists[subset] += [Image(p, pid + first_pid, c + first_camid) for p, pid, c in images]
         distractors |= {pid + first_pid for pid in dataset.distractors}
         highest = max((pid for images in dataset.subsets.values() for _, pid, _ in images), default=-1)
-        first_pid += highest + 1
         identities += [f"{dataset.name} {dataset.labels.identity(pid)}" for pid in range(highest + 1)]
         cameras += [f"{dataset.name} {dataset.labels.camera(c)}" for c in range(dataset.num_cameras)]
-        first_camid += dataset.num_cameras
     return Dataset(
         name="+".join(dataset.name for dataset in datasets),
         folder=datasets[0].folder.parent,
-        trainval=lists["trainval"],
-        query=lists["query"],
-        gallery=lists["gallery"],
-        num_cameras=first_camid,
+        **lists,
+        num_cameras=len(cameras),
         protocol=" + ".join(dataset.protocol for dataset in datasets),
         distractors=frozenset(distractors),
         labels=Labels(identities, cameras),

@@ -1,6 +1,5 @@
 """A user's own images: where they are, how to read their labels, and which of them can be decoded."""
 
-import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from reid.data.loader import in_threads, open_image
+from reid.data.loader import in_threads, open_image, report_bad
 from reid.data.prepare.archive import MAX_IMAGE, Source, joined, open_source
 from reid.data.prepare.layouts import LAYOUTS, rows_of_folders
 from reid.data.prepare.lists import LISTS, rows_of_list
@@ -17,8 +16,6 @@ from reid.data.prepare.plan import Rows
 from reid.data.prepare.split import Drawing
 from reid.data.prepare.write import made_from, without_prepared
 from reid.errors import InputError
-
-logger = logging.getLogger(__name__)
 
 PARTS = ("train", "query", "gallery")
 THREADS = 4
@@ -83,21 +80,12 @@ def read(images: OwnImages, folder: Path) -> Iterator[Rows]:
 
 
 def unreadable(source: Source, names: Iterable[str], skip_bad: bool = False) -> set[str]:
-    """The names of the images that cannot be decoded; logs each of them with its problem.
-
-    Raises InputError when there are any and skip_bad is not given.
-    """
+    """The names of the images that cannot be decoded, as report_bad reports them. Raises InputError."""
     ordered = source.in_order(dict.fromkeys(names))
     results = in_threads(problem_of, contents(source, ordered), THREADS)
     problems = tqdm(results, "reading", len(ordered), unit=" images", disable=None)
-    bad = {name: problem for name, problem in zip(ordered, problems) if problem}
-    for name, problem in bad.items():
-        logger.warning(f"{name} {problem}")
-    if bad and not skip_bad:
-        raise InputError(
-            f"{source.path}: {len(bad):,} of {len(ordered):,} images cannot be read (listed above); nothing was "
-            "written. Repair them, or leave them out with --skip_bad"
-        )
+    bad = {name: f"{source.path}: {name} {problem}" for name, problem in zip(ordered, problems) if problem}
+    report_bad([*bad.values()], len(ordered), skip_bad)
     return {*bad}
 
 
