@@ -6,7 +6,7 @@ the section run do not: run names leave them out, and they may differ when a run
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from functools import partial
 from typing import Any, get_args
@@ -234,6 +234,19 @@ class Config:
         """Fields that affect results and differ from `other`, with the values of this configuration."""
         names = [f.name for f in fields(self) if f.metadata["section"] != "run"]
         return {name: getattr(self, name) for name in names if getattr(self, name) != getattr(other, name)}
+
+
+def in_words(changes: Mapping[str, Any]) -> str:
+    """
+    >>> in_words({"stripes": (4, 2), "relation": "none"})
+    'stripes 4 2, relation none'
+    """
+    return ", ".join(f"{name} {value_text(value)}" for name, value in changes.items())
+
+
+def value_text(value: Any) -> str:
+    """A value as on the command line."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def check_value(f: Field, value) -> None:

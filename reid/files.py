@@ -1,12 +1,13 @@
 """Files that are written completely or not at all, locks between processes, links and digests."""
 
+import csv
 import errno
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,12 @@ def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file atomically. Raises OSError."""
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def write_csv(path: Path, titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Writes a CSV file; None is an empty cell. Raises InputError."""
+    with writing(path), atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as f:
+        csv.writer(f).writerows([titles, *rows])
 
 
 def sha256(path: Path) -> str:

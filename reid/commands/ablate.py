@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from reid.commands.flags import add_flags, given_flags
-from reid.config import Config, closest
+from reid.config import Config, closest, value_text
 from reid.errors import InputError
 
 BOOLEANS = {"true": True, "false": False}
@@ -81,7 +81,7 @@ def parse_vary(text: str) -> tuple[str, list[Any]]:
     try:
         return name, [parse_value(word, default) for word in words]
     except (ValueError, KeyError) as e:
-        example = " ".join(map(str, default)) if isinstance(default, tuple) else str(default).lower()
+        example = value_text(default).lower()
         raise InputError(f"--vary {text!r}: {name} takes values like {example!r}") from e
 
 

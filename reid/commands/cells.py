@@ -5,7 +5,6 @@ fails does not stop the others.
 """
 
 import itertools
-import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 from reid.commands.children import Children
 from reid.commands.flags import to_flags
-from reid.config import Config
+from reid.config import Config, in_words
 from reid.data.prepare import folder_of
 from reid.errors import InputError, Interrupted
 from reid.evaluation.record import USUAL, read_record
@@ -25,7 +24,7 @@ from reid.files import locked
 from reid.models.layers import check_height
 from reid.models.tensors import digest
 from reid.profiles import from_flags, profile, run_name
-from reid.runs import is_finished
+from reid.runs import is_finished, runs_of
 from reid.signals import signals_noted
 
 Factor = tuple[str, list[Any]]  # a field and its values
@@ -55,7 +54,7 @@ def plan(given: dict[str, Any], factors: list[Factor], grid: bool, seeds: int) -
             base = from_flags(given | change)
             check_height(base.h, base.stripes)
         except InputError as e:
-            impossible.append(Failed(words(change), str(e)))
+            impossible.append(Failed(in_words(change) or "full model", str(e)))
             continue
         for seed in range(base.seed, base.seed + seeds):
             config = from_flags(given | change | {"seed": seed})
@@ -75,26 +74,10 @@ def grid_of(factors: list[Factor]) -> list[dict[str, Any]]:
     return [dict(zip(names, values)) for values in combinations]
 
 
-def words(change: dict[str, Any]) -> str:
-    """For example "stripes 4 2, relation none"."""
-    texts = []
-    for name, value in change.items():
-        texts.append(f"{name} {' '.join(map(str, value)) if isinstance(value, tuple) else value}")
-    return ", ".join(texts) or "full model"
-
-
 def find_run(config: Config) -> Path | None:
     """The folder of a run of this configuration, a finished one first."""
-    found = []
-    for path in sorted(Path(config.exp_dir, config.datasets).glob("*/config.json")):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            stored = Config.from_json(content, str(path))
-        except (InputError, ValueError):
-            continue  # made by another version
-        if not stored.changes(config) and not config.changes(stored):
-            found.append(path.parent)
-    return next((folder for folder in found if is_finished(folder)), found[0] if found else None)
+    found = [folder for folder, stored in runs_of(config) if not stored.changes(config)]
+    return max(found, key=is_finished, default=None)
 
 
 def state(config: Config) -> str:

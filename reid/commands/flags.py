@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import Field, fields
 from typing import Any, get_args
 
-from reid.config import Config, closest
+from reid.config import Config, closest, value_text
 
 AS_TRAINED = ("h", "w", "dataset_type")  # evaluate takes them from the weights
 
@@ -77,7 +77,7 @@ def help_of(f: Field, script: str) -> str:
     text = f.metadata["help"]
     if choices := f.metadata["choices"]:
         text += f"; one of {', '.join(map(str, choices))}"
-    default = " ".join(map(str, f.default)) if isinstance(f.default, tuple) else str(f.default)
+    default = value_text(f.default)
     if script == "evaluate" and f.name in AS_TRAINED:
         default = "as the weights were trained"
     elif script == "evaluate" and f.name == "pretrained_weights_dir":

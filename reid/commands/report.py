@@ -8,9 +8,9 @@ from reid.config import Config
 from reid.errors import InputError
 from reid.evaluation.features import read_features
 from reid.evaluation.results import evaluate
-from reid.report import facts
 from reid.report.page import write_report
 from reid.report.sources import Content, find_sources
+from reid.runs import read_config
 
 FPR = 1e-3  # false-accept rate of the recommended threshold
 
@@ -40,7 +40,7 @@ def main(arguments) -> int:
         if source.features:
             features = read_features(source.features, source.scoring.multi_query != "none")
             result = evaluate(features, source.scoring, fpr=FPR, device=device)
-        config = facts.read_config(source.run) if source.run else None
+        config = read_config(source.run) if source.run else None
         typed = (arguments.dataset_type, arguments.dataset_path, arguments.split)
         content = Content(
             top=arguments.top,

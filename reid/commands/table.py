@@ -4,7 +4,7 @@ from pathlib import Path
 
 from reid.errors import InputError
 from reid.report import figures
-from reid.report.table import COLUMNS, COVERED_COLUMNS, Scored, covered, markdown, read_runs, summary, write_csv
+from reid.report.table import COLUMNS, COVERED_COLUMNS, Scored, covered, markdown, read_runs, summary, write_table
 
 
 def add_arguments(parser) -> None:
@@ -38,4 +38,4 @@ def show(rows: list[Scored], left_out: list[str], csv_file: str | None) -> None:
     for reason in left_out:
         print(f"not in the table: {reason}")
     if csv_file:
-        write_csv(summary(rows), Path(csv_file))
+        write_table(summary(rows), Path(csv_file))

@@ -1,6 +1,5 @@
 """Features -> Result. Distances are computed, ranked and discarded block by block."""
 
-import csv
 import logging
 import time
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from reid.evaluation.pooling import Tracks, multi_query
 from reid.evaluation.ranking import Ranking, check_labels, join, rank_rows, same_person
 from reid.evaluation.record import USUAL, Record, Scoring
 from reid.evaluation.rerank import PUBLISHED, expand_queries, reciprocal_blocks
-from reid.files import atomic_file, write_json
+from reid.files import write_csv, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -163,13 +162,8 @@ class Result:
             columns.append([labels.source(name) for name in query.names])
             columns.append([labels.identity(pid) for pid in query.pids])
             columns.append(["" if query.camids is None else labels.camera(camid) for camid in camids])
-        path = folder / "queries.csv"
-        with atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as f:
-            out = csv.writer(f)
-            out.writerow(titles)
-            for row in zip(*columns):
-                unknown = (isinstance(v, float) and np.isnan(v) for v in row)
-                out.writerow(["" if empty else v for v, empty in zip(row, unknown)])
+        rows = ([None if isinstance(v, float) and np.isnan(v) else v for v in row] for row in zip(*columns))
+        write_csv(folder / "queries.csv", titles, rows)
 
 
 def ranks(cmc: np.ndarray) -> str:

@@ -5,38 +5,25 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from reid.config import Config
+from reid.config import Config, in_words
 from reid.errors import InputError
 from reid.evaluation.record import USUAL, Record
 from reid.evaluation.results import Result
 from reid.profiles import profile
 from reid.report.published import published
+from reid.runs import read_config
 
 VERSIONS = {"time", "command", "commit", "python", "packages", "machine", "cuda"}
 Rows = list[tuple[str, str]]  # (name, value)
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file, None where it does not exist. Raises InputError for a damaged one."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as e:
-        raise InputError(f"{path} is not valid JSON ({e}); was it cut short? Restore it from a copy") from e
-
-
-def read_config(run: Path) -> Config | None:
-    """The configuration of a run, None where it has none. Raises InputError."""
-    path = run / "config.json"
-    content = read_json(path)
-    return None if content is None else Config.from_json(content, str(path))
-
-
 def read_versions(run: Path) -> list[dict[str, Any]]:
     """One entry per start of the training. Raises InputError."""
     path = run / "versions.json"
-    starts = read_json(path) or []
+    try:
+        starts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    except ValueError:  # damaged
+        starts = None
     if not isinstance(starts, list) or not all(isinstance(s, dict) and s.keys() >= VERSIONS for s in starts):
         raise InputError(f"{path} is not a list of versions as train.py writes it; restore it from a copy")
     return starts
@@ -73,7 +60,7 @@ def facts(result: Result, dataset: str, run: Path | None) -> Rows:
 def config_facts(config: Config) -> Rows:
     changed = config.changes(profile(config.profile, config.model))
     own_rows = ("dataset_type", "seed")
-    words = ", ".join(f"{k} {joined(v)}" for k, v in changed.items() if k not in own_rows)
+    words = in_words({k: v for k, v in changed.items() if k not in own_rows})
     return [
         ("Model", f"{config.model}, {config.backbone}, images {config.h}x{config.w}"),
         ("Configuration", f"profile {config.profile}" + (f" with {words}" if words else "")),
@@ -157,7 +144,3 @@ def duration(seconds: float) -> str:
     if s < 60:
         return f"{s} s"
     return f"{s // 60} min {s % 60} s" if s < 3600 else f"{s // 3600} h {s % 3600 // 60} min"
-
-
-def joined(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

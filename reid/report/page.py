@@ -18,6 +18,7 @@ from reid.report.fonts import Fonts
 from reid.report.html import Section
 from reid.report.ranks import write_ranks
 from reid.report.sources import Content, FoundImages, Source, find_images
+from reid.runs import read_config
 
 logger = logging.getLogger(__name__)
 SUBTITLE = "A re-identification result: which identities were confused, and why"
@@ -150,7 +151,7 @@ def training_section(source: Source, others: Sequence[Path]) -> list[Section]:
 
 def facts_section(result: Result, dataset: str, run: Path | None) -> Section:
     body = html.table(facts.facts(result, dataset, run))
-    config = facts.read_config(run) if run else None
+    config = read_config(run) if run else None
     if config:
         sections = config.to_json().values()
         rows = [(name, str(value)) for section in sections for name, value in section.items()]

@@ -1,6 +1,5 @@
 """Rank lists as files: ranks.csv with a line for each answer, ranks.json with an object for each query."""
 
-import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,30 +9,22 @@ import numpy as np
 
 from reid.evaluation.features import Part
 from reid.evaluation.results import Result
-from reid.files import atomic_file, writing
+from reid.files import atomic_file, write_csv, writing
 from reid.report.lists import JUNK, KINDS, Pairs
 
-IMAGE = ("", "_identity", "_camera")  # endings of the columns of an image
+ASKED = ("query", "identity", "camera")  # keys of a query and of an answer, in the order of COLUMNS
+FOUND = ("rank", "gallery", "identity", "camera", "distance", "answer")
 COLUMNS = (
-    *(f"query{ending}" for ending in IMAGE),
-    "rank",
-    *(f"gallery{ending}" for ending in IMAGE),
-    *("distance", "answer"),
+    *("query", "query_identity", "query_camera"),
+    *("rank", "gallery", "gallery_identity", "gallery_camera", "distance", "answer"),
 )
 
 
 def write_ranks(folder: Path, result: Result, answers: Pairs) -> None:
     """Writes both files into `folder`. answers: of lists.rank_lists. Names and labels are the user's, where given."""
     queries = [*query_lists(result, answers)]
-    path = folder / "ranks.csv"
-    with writing(path), atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as f:
-        out = csv.writer(f)
-        out.writerow(COLUMNS)
-        for query in queries:
-            asked = (query["query"], query["identity"], query["camera"])
-            for a in query["answers"]:
-                found = (a["gallery"], a["identity"], a["camera"])
-                out.writerow(["" if v is None else v for v in (*asked, a["rank"], *found, a["distance"], a["answer"])])
+    rows = [[*(q[k] for k in ASKED), *(a[k] for k in FOUND)] for q in queries for a in q["answers"]]
+    write_csv(folder / "ranks.csv", COLUMNS, rows)
     path = folder / "ranks.json"
     with writing(path), atomic_file(path) as temporary:
         lines = ",\n".join(json.dumps(query, ensure_ascii=False) for query in queries)

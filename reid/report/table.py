@@ -4,7 +4,6 @@ Evaluations of files that are in no run, of weights or of features, have rows of
 covered bands have a second table: the mAP that each loses if a band is covered.
 """
 
-import csv
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -13,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from reid.config import Config
+from reid.config import Config, in_words
 from reid.errors import InputError, MissingInput
 from reid.evaluation.record import USUAL, Record, read_record, words
-from reid.files import atomic_file, writing
+from reid.files import write_csv
 from reid.models.tensors import load_tensors
 from reid.profiles import profile
 from reid.report.published import published
-from reid.runs import is_finished
+from reid.report.sources import run_of
+from reid.runs import is_finished, read_config
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # in a state, but not parameters
 SCORES = ("mAP", "Rank-1", "mINP")
@@ -43,12 +43,12 @@ class Scored:
     """
 
     folder: Path
-    config: Config | None
     record: Record
     width: int
-    parameters: int | None
-    images_seen: int | None
     scores: tuple[float, float, float]
+    config: Config | None = None
+    parameters: int | None = None
+    images_seen: int | None = None
 
     @property
     def model(self) -> Config | str:
@@ -79,13 +79,13 @@ def read_runs(paths: Iterable[Path]) -> tuple[list[Scored], list[str]]:
     left_out = []
     for path in paths:
         folders = sorted({p.parent for p in path.rglob("config.json")}) if path.is_dir() else []
-        alone = [p for p in sorted(path.rglob("result.json")) if not in_run(p)] if path.is_dir() else []
+        alone = [p for p in sorted(path.rglob("result.json")) if not run_of(p.parent)] if path.is_dir() else []
         if not folders and not alone:
             raise MissingInput(
                 f"{path} has no run (a folder with config.json) and no result of a file; give a run folder or one "
                 "above it"
             )
-        for found, problems in (*map(read_run, folders), read_alone(alone)):
+        for found, problems in (*map(read_run, folders), read_results(alone)):
             left_out += problems
             for row in found:
                 kept = rows.setdefault((row.model, row.seed, row.test), row)
@@ -95,17 +95,12 @@ def read_runs(paths: Iterable[Path]) -> tuple[list[Scored], list[str]]:
     return list(rows.values()), left_out
 
 
-def in_run(result: Path) -> bool:
-    """Whether a result.json is in a run folder."""
-    return (result.resolve().parent.parent / "config.json").is_file()
-
-
-def read_alone(results: Iterable[Path]) -> tuple[list[Scored], list[str]]:
-    """(a row for each result, why others are left out) of files that are in no run."""
+def read_results(results: Iterable[Path], **run: Any) -> tuple[list[Scored], list[str]]:
+    """(a row for each result, why others are left out). run: fields of the rows; of files in no run, none."""
     rows, problems = [], []
     for path in results:
         try:
-            rows.append(Scored(path.parent, None, parameters=None, images_seen=None, **read_result(path)))
+            rows.append(Scored(**{"folder": path.parent} | run | read_result(path)))
         except InputError as e:
             problems.append(str(e))
     return rows, problems
@@ -122,19 +117,12 @@ def read_run(folder: Path) -> tuple[list[Scored], list[str]]:
         run = read_training(folder)
     except (InputError, ValueError, KeyError, TypeError, OSError) as e:
         return [], [f"{folder}: its files cannot be used ({type(e).__name__}: {e}); leave the folder out"]
-    rows, problems = [], []
-    for path in results:
-        try:
-            rows.append(Scored(folder, **run, **read_result(path)))
-        except InputError as e:
-            problems.append(str(e))
-    return rows, problems
+    return read_results(results, folder=folder, **run)
 
 
 def read_training(folder: Path) -> dict[str, Any]:
     """config, parameters and images_seen of a Scored."""
-    path = folder / "config.json"
-    config = Config.from_json(json.loads(path.read_text(encoding="utf-8")), str(path))
+    config = read_config(folder)
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     steps = max((json.loads(line)["step"] for line in lines), default=0)
     state = load_tensors(folder / "weights.pth")["state"]
@@ -256,15 +244,8 @@ def changed_fields(configs: set[Config]) -> dict[Config, str]:
     """The fields that differ from profile and recipe, except those common to all; the profile's name if none differ."""
     changes = {c: c.changes(profile(c.profile, c.model)) for c in configs}
     common = set.intersection(*(set(c.items()) for c in changes.values())) if len(changes) > 1 else set()
-    names = {}
-    for config, own in changes.items():
-        parts = [f"{k} {in_words(v)}" for k, v in own.items() if (k, v) not in common]
-        names[config] = ", ".join(parts) or config.profile
-    return names
-
-
-def in_words(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    own = {c: {k: v for k, v in found.items() if (k, v) not in common} for c, found in changes.items()}
+    return {c: in_words(found) or c.profile for c, found in own.items()}
 
 
 def markdown(lines: list[Line], columns: Sequence[str]) -> str:
@@ -290,13 +271,9 @@ def check_csv(path: Path) -> None:
         raise InputError(f"--csv {path}: expected a file name ending in .csv")
 
 
-def write_csv(lines: list[Line], path: Path) -> None:
+def write_table(lines: list[Line], path: Path) -> None:
     """Scores as fractions, their standard deviation in a column of its own. Raises InputError."""
     check_csv(path)
     names = [name for c in COLUMNS for name in ((c, f"{c} std") if c in SCORES else (c,))]
-    with writing(path), atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as f:
-        out = csv.writer(f)
-        out.writerow(names)
-        for line in lines:
-            cells = [v for c in COLUMNS for v in (line[c] if c in SCORES else (line[c],))]
-            out.writerow(["" if v is None else v for v in cells])
+    rows = ([v for c in COLUMNS for v in (line[c] if c in SCORES else (line[c],))] for line in lines)
+    write_csv(path, names, rows)
