@@ -18,7 +18,6 @@ import numpy as np
 import psutil
 import torch
 
-import reid
 from reid.bench.measure import side_by_side, table
 from reid.config import Config
 from reid.data.demo import draw
@@ -94,7 +93,7 @@ def server(gallery: Path, weights: Path) -> Iterator[tuple[int, psutil.Process]]
     command = [sys.executable, "-m", "reid", "serve", str(gallery), "--weights", str(weights)]
     command += ["--engine", "torch", "--device", "cpu", "--port", "0"]
     environment = {k: v for k, v in os.environ.items() if k != "RRID_TOKEN"}
-    environment["PYTHONPATH"] = str(Path(reid.__file__).parents[1])
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, encoding="utf-8") as process:
         try:
             lines = (line for line in process.stdout or () if "127.0.0.1:" in line)

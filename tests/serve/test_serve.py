@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from conftest import ROOT, make_weights, run_reid
+from conftest import make_weights, run_reid
 from serve.client import Client, form, picture, serving, wait_for
 
 from reid.__main__ import main
@@ -497,12 +497,12 @@ def test_a_port_in_use_and_a_missing_package(gallery, weights, capsys, monkeypat
 def process(gallery, weights):
     """A server in a process of its own: (process, Client)."""
     command = [sys.executable, "-m", "reid", "serve", gallery, "--weights", weights, "--engine", "torch", "--port", "0"]
-    environment = {**os.environ, "RRID_TOKEN": TOKEN, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "RRID_TOKEN": TOKEN}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True, "encoding": "utf-8"}
     started = subprocess.Popen([str(part) for part in command], env=environment, **pipes)
     try:
-        line = next(line for line in started.stdout if "served at" in line)
-        assert TOKEN not in line
+        line = next((line for line in started.stdout if "served at" in line), "the server did not start")
+        assert "served at" in line and TOKEN not in line
         yield started, Client(int(line.partition("127.0.0.1:")[2].partition(";")[0]), TOKEN)
     finally:
         started.kill()
