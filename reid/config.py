@@ -47,7 +47,7 @@ class Config:
     dataset_type: tuple[str, ...] = in_data(
         ("market1501",), "use these folders of --dataset_path (trained jointly, scored one by one)", scripts=BOTH
     )
-    dataset_path: str = in_run("./datasets", "look for datasets in this folder", scripts=BOTH)
+    dataset_path: str = in_run("./datasets", "look for datasets in this folder", scripts=(*ALL, "export"))
     split: int = in_data(0, "use this entry of splits.json")
     train_set: str = in_data(
         "trainval", "train on all identities, or hold out --num_val of them (train)", ("trainval", "train")

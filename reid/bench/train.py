@@ -46,6 +46,11 @@ class Work:
 def run(a) -> Iterator[str]:
     if a.batch_size < 5:
         raise InputError(f"--batch_size {a.batch_size}: two identities need at least 5 images")
+    if a.jobs > 1:
+        from reid.bench.jobs import jobs  # its processes import this module
+
+        yield from jobs(a)
+        return
     hardware = find_hardware(a.device, tuple(a.gpus))
     set_up(hardware, "fp32")  # each variant selects its own precision
     work = make_work(a, hardware.device)

@@ -27,7 +27,7 @@ SUBJECTS = {
     ),
     "train": Subject(
         "compare a training step with the bare backbone and with a plain implementation",
-        STEP,
+        STEP | {"jobs": 1},
         ("backbone", "gpus", "device", "compile", "no_plain"),
     ),
     "extract": Subject(
@@ -58,6 +58,7 @@ NUMBERS = {
     "w": "image width in pixels",
     "batch_size": "images in a batch",
     "repeat": "runs per variant; the median is reported",
+    "jobs": "instead, compare this number of trainings at the same time on the CPU with one",
     "queries": "query features",
     "gallery": "gallery features",
     "identities": "number of identities",

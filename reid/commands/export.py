@@ -52,7 +52,7 @@ def main(arguments) -> int:
         raise InputError(f"{out} is the input file; give another --out")
     if out.exists() and not a.overwrite:
         raise InputError(f"{out} already exists; give another --out, or --overwrite")
-    how = wanted_calibration(given_flags(a), a.precision, Path(a.pretrained_weights_dir), Config.dataset_path)
+    how = wanted_calibration(given_flags(a), a.precision, weights)
     if how is not None:
         with writing(out), atomic_file(out) as temporary:
             size, metadata = (config.h, config.w), about(a, config)

@@ -63,7 +63,7 @@ def open_extractor(arguments, count: int) -> Extractor:
     hardware = find_hardware(config.device, config.gpus)
     precision = set_up(hardware, config.precision, config.threads)
     weights = Path(config.pretrained_weights_dir)
-    calibration = wanted_calibration(given_flags(arguments), precision, weights, config.dataset_path)
+    calibration = wanted_calibration(given_flags(arguments), precision, weights)
     few = config.engine == "auto" and count < WORTH and calibration is None
     return Extractor(
         weights,

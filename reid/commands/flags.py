@@ -24,10 +24,16 @@ class Parser(argparse.ArgumentParser):
         namespace, rest = self.parse_known_args(args, namespace)
         if rest:
             flag, known = rest[0].split("=")[0], list(all_flags(self))
-            near = " (give it after the command)" if flag in known else closest(flag, known)
+            near = " (give it after the command)" if flag in known else others(flag) or closest(flag, known)
             command = " ".join(filter(None, (self.prog, getattr(namespace, "command", ""))))
             self.error(f"unknown argument {rest[0]!r}{near}; {command} --help lists all")
         return namespace
+
+
+def others(flag: str) -> str:
+    """' (a flag of evaluate, extract)' for a configuration flag of other commands, or nothing."""
+    commands = [s for f in fields(Config) if "--" + f.name == flag for s in f.metadata["scripts"]]
+    return f" (a flag of {', '.join(commands)})" if commands else ""
 
 
 def all_flags(parser: argparse.ArgumentParser) -> Iterator[str]:

@@ -109,7 +109,7 @@ def score_weights(request: Request) -> None:
     hardware = find_hardware(config.device, config.gpus)
     precision = set_up(hardware, config.precision, config.threads)
     with connected(hardware.device) as here:
-        calibration = wanted_calibration(request.given, precision, weights, config.dataset_path)
+        calibration = wanted_calibration(request.given, precision, weights, ("calibration", "max_loss"))
         wanted = Wanted(
             config.engine,
             precision,

@@ -31,6 +31,7 @@ LEAST, CALIBRATED, COMPARED = 32, 128, 512  # images: needed, used for the range
 BATCH = 16
 FLOAT_CONVOLUTIONS = 4  # docs/performance.md has the measurements
 LEAST_COSINE = 0.99  # without labels
+ONLY_INT8 = ("calibration", "max_loss", "dataset_path")  # flags
 COST = "int8_cost"  # key in the metadata of the file
 
 
@@ -114,25 +115,30 @@ def calibration_of(sources: Sequence[str], weights: Path, dataset_path: str, max
     try:
         datasets = [open_dataset(name, dataset_path, trained.split) for name in trained.dataset_type]
     except InputError as e:
-        raise InputError(f"int8 is calibrated on training images: {e}; or give images with --calibration") from e
+        raise InputError(
+            f"int8 is calibrated on training images, and those of {weights} cannot be read ({e}); name images with "
+            "--calibration FOLDER, or the folder of the datasets with --dataset_path"
+        ) from e
     return Calibration(combine(datasets).trainval, max_loss)
 
 
-def wanted_calibration(given: dict[str, Any], precision: str, weights: Path, dataset_path: str) -> Calibration | None:
+def wanted_calibration(
+    given: dict[str, Any], precision: str, weights: Path, only_int8: Sequence[str] = ONLY_INT8
+) -> Calibration | None:
     """The calibration that the `given` flags of a command mean; None if `precision` is not int8.
 
-    Raises InputError for flags that only int8 uses.
+    only_int8: the flags that the command uses for nothing else. Raises InputError if they are given without int8.
     """
     if precision == "int8":
-        most = given.get("max_loss", Config.max_loss)
-        how = calibration_of(given.get("calibration", ()), weights, dataset_path, most)
+        most, folder = (given.get(name, getattr(Config, name)) for name in ("max_loss", "dataset_path"))
+        how = calibration_of(given.get("calibration", ()), weights, folder, most)
         if "max_loss" in given and not how.labelled:
             raise InputError(
                 f"--max_loss {most:g} needs calibration images with identities, of which some match in another camera; "
                 "give a table with columns path, pid and camid, or remove --max_loss"
             )
         return how
-    for name in ("calibration", "max_loss"):
+    for name in only_int8:
         if name in given:
             raise InputError(f"--{name} is for int8; add --precision int8, or remove it")
     return None

@@ -41,23 +41,26 @@ def as_input(pixels: np.ndarray, inputs: str) -> np.ndarray:
 def export_onnx(
     path: Path, model: nn.Module, size: tuple[int, int], inputs: str, flip: bool, metadata: dict[str, str]
 ) -> None:
-    """Writes the model, batch norms folded, as ONNX with `metadata` in its metadata_props."""
+    """Writes the model, batch norms folded, as ONNX with `metadata` in its metadata_props. Raises CheckFailed."""
     import onnx
 
     example = as_input(np.zeros((2, *size, 3), np.uint8), inputs)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of torch's exporter about torch's own calls, in 2.11
-        program = torch.onnx.export(
-            Descriptor(fold(model, size), inputs, flip).eval(),
-            (torch.from_numpy(example),),
-            dynamo=True,
-            input_names=["images"],
-            output_names=["descriptors"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            verbose=False,
-        )
-    if program is None:
-        raise CheckFailed("torch could not export this model as ONNX")
+    folded = Descriptor(fold(model, size), inputs, flip).eval()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of torch's exporter about torch's own calls, in 2.11
+            program = torch.onnx.export(
+                folded,
+                (torch.from_numpy(example),),
+                dynamo=True,
+                input_names=["images"],
+                output_names=["descriptors"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                verbose=False,
+            )
+        assert program is not None
+    except Exception as e:  # of several types of torch, with many lines
+        raise CheckFailed(f"PyTorch cannot write this model as ONNX ({type(e).__name__}); use --engine torch") from e
     program.save(path)
     proto = onnx.load(path)
     onnx.helper.set_model_props(proto, metadata)

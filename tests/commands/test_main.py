@@ -122,6 +122,7 @@ def test_an_error_of_the_program_keeps_its_traceback():
 @pytest.mark.parametrize("arguments, words", [
     (["trian"], "unknown command 'trian' (did you mean train?)"),
     (["--debug", "train"], "unknown argument '--debug' (give it after the command)"),
+    (["train", "--max_loss", "1"], "unknown argument '--max_loss' (a flag of evaluate, extract, gallery, export);"),
     (["evaluate", "--rerankk"], "(did you mean --rerank?); python -m reid evaluate --help lists all"),
 ])  # fmt: skip
 def test_mistyped_commands(arguments, words, capsys):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, make_weights, plain
+from torch import nn
 
 import reid
 from reid.errors import CheckFailed, InputError
@@ -93,6 +94,31 @@ def test_an_engine_with_other_answers_is_refused(cache, weights, monkeypatch):
     monkeypatch.setitem(engines.COMPILERS, "onnx", wrong)
     with pytest.raises(CheckFailed, match="cannot run this model: its descriptors differ by"):
         extractor(weights, "onnx")
+
+
+class Branching(nn.Module):
+    """Takes a path that depends on the pixels, which an ONNX file cannot."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 4, 3)
+
+    def forward(self, images):
+        x = self.convolution(images)
+        return (x if x.sum() > 0 else -x).mean((2, 3))[:, None]
+
+
+@pytest.mark.slow
+def test_a_backbone_that_an_engine_cannot_take(cache, caplog):
+    """It is refused, without a file; auto takes torch."""
+    if missing("onnx"):
+        pytest.skip(f"not installed: {missing('onnx')}")
+    before = set((cache / "rrid").glob("*.onnx"))
+    with pytest.raises(CheckFailed, match=r"PyTorch cannot write this model as ONNX .*; use --engine torch"):
+        engines.open_engine(Branching(), (16, 8), Wanted("onnx"))
+    assert set((cache / "rrid").glob("*.onnx")) == before
+    found = engines.measured(Branching(), (16, 8), Wanted("auto", batch_size=2), ["torch", "onnx"])
+    assert found.keys() == {"torch"} and "cannot write this model" in caplog.text
 
 
 @pytest.mark.parametrize("changes, words", [

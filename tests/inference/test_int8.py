@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import plain, run_reid
+from conftest import make_weights, plain, run_reid
 
 import reid
 from reid.data.images import find_images
@@ -14,7 +14,7 @@ from reid.data.records import Image
 from reid.errors import InputError
 from reid.inference import int8
 from reid.inference.engines import missing
-from reid.inference.int8 import Calibration, Cost, cost_of
+from reid.inference.int8 import Calibration, Cost, cost_of, wanted_calibration
 from reid.inference.onnx_file import export_onnx
 from reid.models.weights import read_weights
 
@@ -71,6 +71,12 @@ def test_accepted_loss():
 def test_too_few_images(images):
     with pytest.raises(InputError, match="at least 32 calibration images, but got 5; give more with --calibration"):
         Calibration(find_images(images[:5]))
+
+
+def test_training_images_are_the_default(tiny, tmp_path):
+    made = make_weights(tmp_path / "tiny.pth", dataset_type=("tiny",))
+    how = wanted_calibration({"dataset_path": str(tiny)}, "int8", made)
+    assert len(how.images) == 32 and {image.pid for image in how.images} == set(range(8)) and how.labelled
 
 
 @pytest.mark.slow
@@ -131,7 +137,8 @@ def test_evaluate_records_int8(cache, weights, tiny, tmp_path, script):
 
 @pytest.mark.parametrize("command, flags, words", [
     ("extract", ["--max_loss", "1"], "--max_loss is for int8; add --precision int8"),
-    ("extract", ["--precision", "int8"], "int8 is calibrated on training images"),
+    ("extract", ["--dataset_path", "x"], "--dataset_path is for int8; add --precision int8"),
+    ("extract", ["--precision", "int8"], "name images with --calibration FOLDER, or the folder of the datasets with"),
     ("extract", ["--precision", "int8", "--max_loss", "1", "--calibration"], "calibration images with identities"),
     ("extract", ["--precision", "int8", "--engine", "plain", "--calibration"], "plain does not compute in int8"),
 ])  # fmt: skip
