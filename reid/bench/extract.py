@@ -127,7 +127,8 @@ def single_images(subject: Subject, engines: dict[str, Engine], title: str) -> I
     for name in subject.wanted:
         before, start = restart_peak(), time.perf_counter()
         engines[name] = subject.opened(name)
-        opened, times = time.perf_counter() - start, []
+        opened = time.perf_counter() - start
+        times: list[float] = []
         while len(times) <= RUNS and sum(times) < 1e3 * SECONDS:
             start = time.perf_counter()
             engines[name](image).cpu()

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from reid.device import keep_memory
 
 TURNS = 3  # after one that warms up; the median counts
 
-mine = {}  # the training step of this process, and the barrier before steps at the same time
+mine: dict[str, Any] = {}  # the training step of this process, and the barrier before steps at the same time
 
 
 def jobs(a) -> Iterator[str]:

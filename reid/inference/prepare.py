@@ -33,7 +33,9 @@ def fold(model: nn.Module, size: tuple[int, int]) -> nn.Module:
     warning is logged and the model is returned as it is.
     """
     noise = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(next(model.parameters()).device)
-    folded = copy.deepcopy(model)
+    folded = copy.deepcopy(model)  # also without torch.compile
+    with torch.inference_mode():
+        expected = folded(noise)
     for convolution, norm in foldable(folded, noise):
         before, after = folded.get_submodule(convolution), folded.get_submodule(norm)
         assert isinstance(before, nn.Conv2d) and isinstance(after, _BatchNorm)
@@ -44,7 +46,6 @@ def fold(model: nn.Module, size: tuple[int, int]) -> nn.Module:
         if isinstance(layer, SlotLayer):
             fold_slots(layer)
     with torch.inference_mode():
-        expected = model(noise)
         change = (folded(noise) - expected).abs().max()
     if change > TOLERANCE * expected.abs().max():
         logger.warning("batch norms cannot be folded into this model; it runs unfolded, and slower")

@@ -10,7 +10,7 @@ from torch.nn.utils import get_total_norm
 
 from reid.config import Config
 from reid.device import Hardware, autocast, resolve_precision
-from reid.errors import CheckFailed
+from reid.errors import CheckFailed, InputError
 from reid.losses import (
     batch_hard_triplet,
     center_loss,
@@ -25,6 +25,18 @@ from reid.processes import World, gather
 from reid.training.teacher import Teacher
 
 CENTER_RATE = 0.5  # learning rate of the centers, as in the configuration of PaddleClas
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raises InputError if torch.compile cannot be used."""
+    try:
+        torch.compile(torch.neg)(torch.zeros(2, device=device))
+    except Exception as e:  # of several types of torch, with many lines
+        reason = str(e).strip().partition("\n")[0]
+        raise InputError(
+            f"--compile: torch.compile does not work here ({type(e).__name__}: {reason}); install the compiler that it "
+            "needs (on a CPU g++ or clang, on Windows MSVC), or remove --compile"
+        ) from e
 
 
 class TrainStep:
@@ -51,6 +63,7 @@ class TrainStep:
         self.teacher: Teacher | None = None
         self.centers: Tensor | None = None  # (K, S, D) of the center loss, created in the first step
         if config.compile:
+            check_compiler(device)
             model.get_submodule("base").compile()
         self.module = model
         if here.size > 1:

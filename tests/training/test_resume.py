@@ -5,6 +5,7 @@ import json
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -71,6 +72,31 @@ def test_resume_equals_the_straight_run_from_any_step(config, tmp_path, monkeypa
     assert same(state_of(weights), state_of(straight))
     a, b = ([m for m in metrics(w.parent) if "loss" in m] for w in (straight, weights))
     assert a == b
+
+
+def test_a_compiled_backbone_trains_the_same_model(config, tmp_path, monkeypatch):
+    """Validated, stopped and resumed; the weights have the usual names. PyTorch's own kernels stand for the compiled
+    ones, so the weights are equal."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    flags = {**vars(config), "max_steps": 4, "train_set": "train", "num_val": 4}
+    straight = run(Config(**{**flags, "name": "straight"}), monkeypatch)
+    cut = {**flags, "name": "compiled", "compile": True}
+    with pytest.raises(Interrupted, match="--resume"):
+        run(Config(**cut), monkeypatch, 2)
+    weights = run(Config(**{**cut, "resume": "newest"}), monkeypatch)
+    found, expected = state_of(weights), state_of(straight)
+    assert found.keys() == expected.keys()
+    assert all(torch.allclose(found[k], expected[k], rtol=1e-4, atol=1e-5) for k in found)
+
+
+def test_compiling_needs_a_compiler(config, tmp_path, monkeypatch):
+    def failing(function):
+        raise RuntimeError("No working C++ compiler found\nmore lines")
+
+    monkeypatch.setattr(torch, "compile", failing)
+    with pytest.raises(InputError, match=r"--compile: .* C\+\+ compiler found\); install the compiler that it needs"):
+        trainer.train(Config(**{**vars(config), "compile": True}))
+    assert not (tmp_path / "tiny").exists() or not list((tmp_path / "tiny").iterdir())
 
 
 def test_damaged_checkpoint_falls_back_to_the_one_before(config, tmp_path, monkeypatch, caplog):
