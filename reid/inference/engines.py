@@ -50,6 +50,7 @@ logger = logging.getLogger(__name__)
 PACKAGES = {"openvino": ("onnx", "onnxscript", "openvino"), "onnx": ("onnx", "onnxscript", "onnxruntime")}
 CPU = torch.device("cpu")
 WORTH = 2_000  # images; below, writing the ONNX file takes longer than it saves
+BOTH = 8  # images; up to it one forward pass of images and mirror images is faster than two (docs/performance.md)
 TIMED = 4  # batches per engine, of which the fastest counts
 # difference of a descriptor's numbers from those of the plain model
 ALLOWED = {"fp32": 1e-4, "bf16": 2e-2, "int8": 5e-2}
@@ -91,22 +92,33 @@ class Wanted:
 
 @dataclass(frozen=True)
 class TorchEngine:
-    """A model in eval mode on its device."""
+    """A model in eval mode on its device.
+
+    both: mirror images go through the network with the images if there are at most this many.
+    """
 
     model: nn.Module
     device: torch.device = CPU
     flip: bool = True
     precision: str = "fp32"
     name: str = "plain"
+    both: int = 0
 
     def __call__(self, images: Tensor) -> Tensor:
         self.model.eval()
         with torch.inference_mode(), autocast(self.precision, self.device):
-            pixels = normalise(images.to(self.device))
-            features = self.model(pixels).float()
-            if self.flip:
-                features = (features + self.model(pixels.flip(3)).float()) / 2
+            features = self.features(normalise(images.to(self.device)))
             return features / features.flatten(1).norm(dim=1)[:, None, None]
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """The mean over images and mirror images (with `flip`); not of unit length."""
+        if not self.flip:
+            return self.model(pixels).float()
+        if len(pixels) <= self.both:
+            first, mirrored = self.model(torch.cat([pixels, pixels.flip(3)])).float().tensor_split(2)
+        else:
+            first, mirrored = (self.model(x).float() for x in (pixels, pixels.flip(3)))
+        return (first + mirrored) / 2
 
 
 @dataclass(frozen=True)
@@ -146,7 +158,7 @@ def opened(model: nn.Module, size: tuple[int, int], wanted: Wanted, name: str) -
         return TorchEngine(model.to(device), device, flip, precision)
     if name == "torch":
         ready = prepare(model, size, precision).to(device)
-        return TorchEngine(ready, device, flip, precision, name)
+        return TorchEngine(ready, device, flip, precision, name, BOTH)
     return open_onnx(model, size, name, wanted)
 
 

@@ -1,15 +1,18 @@
 """Every benchmark at a tiny size: its rows, and that forms which must agree are compared."""
 
 import mmap
+import shutil
 
 import numpy as np
 import pytest
 
 from reid.__main__ import main
-from reid.bench import data, measure, plain, ranking, rerank
+from reid.bench import data, extract, jobs, measure, plain, ranking, rerank
 from reid.bench.measure import Measured, check_close, side_by_side, table
 from reid.commands.bench import SUBJECTS
 from reid.errors import CheckFailed
+from reid.inference import engines, int8
+from reid.inference.onnx_file import export_onnx
 
 FEATURES = ["--queries", "20", "--gallery", "200", "--identities", "10", "--width", "8"]
 STEP = ["--h", "192", "--w", "16", "--backbone", "resnet18"]
@@ -32,7 +35,10 @@ ROWS = {
         *(f"search, {n} clients" for n in (1, 8, 32)),
     ],
     "data": ["one image at a time", "decoded, 0 threads", "decoded, 2 threads", "from the cache"],
-    "extract": ["plain, fp32, channels first", "torch, fp32", "onnx, fp32", "openvino, fp32"],
+    "extract": [
+        *("plain, fp32, channels first", "torch, fp32", "onnx, fp32", "onnx, int8", "openvino, fp32", "openvino, int8"),
+        *("bare ONNX Runtime, fp32", "bare OpenVINO, fp32"),
+    ],
     "train": [
         *("plain, fp32", "RRID, fp32", "bare resnet18, fp32"),
         *("RRID, bf16", "bare resnet18, bf16", "plain heads", "batched heads"),
@@ -49,14 +55,32 @@ def test_every_benchmark_is_here():
     assert SUBJECTS.keys() == SIZES.keys() == ROWS.keys()
 
 
-@pytest.mark.parametrize("subject", [pytest.param(s, marks=pytest.mark.slow) if s == "train" else s for s in SIZES])
-def test_rows(subject, capsys):
+@pytest.fixture()
+def short(monkeypatch):
+    """Few single images, and one float32 file for float32 and int8; PyTorch's export takes seconds."""
+    path = []
+
+    def export(where, *rest):
+        if path:
+            shutil.copy(path[0], where)
+        else:
+            export_onnx(where, *rest)
+            path.append(shutil.copy(where, f"{where}.copy"))
+
+    monkeypatch.setattr(extract, "RUNS", 3)
+    for module in (engines, int8):
+        monkeypatch.setattr(module, "export_onnx", export)
+
+
+@pytest.mark.parametrize(
+    "subject", [pytest.param(s, marks=pytest.mark.slow) if s in ("train", "extract") else s for s in SIZES]
+)
+def test_rows(subject, capsys, short):
     assert bench(subject) == 0
     lines = capsys.readouterr().out.splitlines()
     for row in ROWS[subject]:
-        line = next(line for line in lines if line[:30].strip() == row)
-        seconds, speed = line[30:].split()[:2]
-        assert float(seconds) >= 0 and (speed == "-" or speed.endswith("x"))
+        found = [line[30:].split()[:2] for line in lines if line[:30].strip() == row]
+        assert any(float(seconds) >= 0 and (speed == "-" or speed.endswith("x")) for seconds, speed in found)
 
 
 @pytest.mark.parametrize("subject, plain_form", [("ranking", "published"), ("rerank", "dense")])
@@ -94,14 +118,26 @@ def test_wrong_answers_of_a_gallery_fail_the_benchmark(monkeypatch, capsys):
     assert "does not find itself" in capsys.readouterr().err
 
 
-def test_another_engine_fails_the_benchmark(monkeypatch, capsys):
+def test_another_engine_fails_the_benchmark(monkeypatch, capsys, short):
     def untrained(model, size, precision):
         model.base.conv1.weight.data *= -1
         return model.eval()
 
     monkeypatch.setattr("reid.inference.engines.prepare", untrained)
+    monkeypatch.setattr(extract, "PACKAGES", {})
     assert bench("extract") == 1
     assert "'torch, fp32' and 'plain, fp32, channels first' differ by" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_trainings_at_the_same_time(capsys, monkeypatch):
+    """Each row has its images per second and their share of one training's."""
+    monkeypatch.setattr(jobs, "TURNS", 1)
+    assert bench("train", "--jobs", "2") == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert len(lines) == 3 and lines[0][-1] == "1.00x"
+    one, *others = (float(line[-2]) for line in lines)
+    assert all(abs(float(line[-1][:-1]) - rate / one) < 0.05 for line, rate in zip(lines[1:], others))
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """The extractor gives the descriptors of the training model in eval mode; folding batch norms is exact."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 
 import reid
 from reid.errors import InputError
+from reid.inference.engines import BOTH
 from reid.inference.prepare import fold
 from reid.models.layers import SlotLayer
 
@@ -24,6 +27,19 @@ def test_extractor_equals_the_plain_form(weights, images):
     np.testing.assert_allclose(alone, plain(weights, images[:2], False), atol=1e-5)
     assert (reid.Extractor(weights, precision="bf16")(images[:12]) * expected).sum(1).min() > 0.99
     assert extractor([]).shape[0] == 0
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2"])
+def test_mirror_images_in_the_same_forward_pass(backbone, tmp_path):
+    """The same descriptors as with a forward pass of their own, also of no image; only up to `both` images."""
+    engine = reid.Extractor(make_weights(tmp_path / "w.pth", backbone=backbone)).engine
+    sizes = []
+    engine.model.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
+    images = torch.randint(0, 256, (BOTH + 1, 3, 64, 32), dtype=torch.uint8)
+    for count in (0, 1, BOTH, BOTH + 1):
+        found, expected = engine(images[:count]), replace(engine, both=-1)(images[:count])
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    assert sizes == [0, 0, 0, 2, 1, 1, 2 * BOTH, BOTH, BOTH, *[BOTH + 1] * 4]
 
 
 @pytest.mark.parametrize("changes", [{"backbone": "mobilenet_v2"}, {"relation": "none", "pooling": "avg"}])
