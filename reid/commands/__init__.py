@@ -5,9 +5,12 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from tqdm import tqdm
 
+from reid.config import Config
 from reid.errors import CheckFailed, InputError, Interrupted
 
 
@@ -57,3 +60,25 @@ def reported(work: Callable[[], int], debug: bool) -> int:
             raise
         print(e if isinstance(e, Interrupted) else f"error: {e}", file=sys.stderr)
         return {Interrupted: 130, CheckFailed: 1}.get(type(e), 2)
+
+
+def in_processes(work: Callable[[Any], object], argument: Any, config: Config) -> int:
+    """Calls work(argument) in this process, or in one process per GPU of `config`. Returns the exit code."""
+    from reid.device import process_count  # imports torch, so only after the flags are checked
+    from reid.processes import launch
+
+    count = process_count(config.device, config.gpus)
+    if count > 1:
+        return launch(partial(one_of_several, work, config.debug), argument, count)
+    work(argument)
+    return 0
+
+
+def one_of_several(work: Callable[[Any], object], debug: bool, argument: Any) -> int:
+    show_log()
+
+    def done() -> int:
+        work(argument)
+        return 0
+
+    return reported(done, debug)

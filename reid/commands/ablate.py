@@ -4,7 +4,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from reid.commands.flags import add_flags, given_flags
+from reid.commands.flags import add_flags, check_counts, given_flags
 from reid.config import Config, closest, value_text
 from reid.errors import InputError
 
@@ -58,9 +58,7 @@ def main(arguments) -> int:
 def checked(a) -> dict[str, Any]:
     """The given training flags. Raises InputError for those that an ablation cannot use."""
     given = {k: v for k, v in given_flags(a).items() if k != "debug"}
-    for name in ("seeds", "jobs"):
-        if getattr(a, name) < 1:
-            raise InputError(f"--{name} {getattr(a, name)} is too small; the smallest value is 1")
+    check_counts(a, "seeds", "jobs")
     for name in ("name", "resume", "allow_changes", "restart_schedule"):
         if name in given:
             raise InputError(f"--{name} is for a single run; ablate names and continues its cells automatically")

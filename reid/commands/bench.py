@@ -4,8 +4,8 @@ import importlib
 from dataclasses import dataclass, fields
 from typing import Any
 
+from reid.commands.flags import check_counts
 from reid.config import Config
-from reid.errors import InputError
 from reid.variants import BACKBONES
 
 
@@ -105,10 +105,7 @@ def add_arguments(parser) -> None:
 
 def main(arguments) -> int:
     """Exit codes: 0 measured, 1 the variants give different results, 2 bad input."""
-    for flag in SUBJECTS[arguments.subject].numbers:
-        value = getattr(arguments, flag)
-        if value < 1:
-            raise InputError(f"--{flag} {value} is too small; the minimum is 1")
+    check_counts(arguments, *SUBJECTS[arguments.subject].numbers)
     run = importlib.import_module(f"reid.bench.{arguments.subject}").run
     for text in run(arguments):
         print(text, flush=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from reid.commands import reported
+from reid.commands import in_processes
 from reid.commands.flags import add_flags, given_flags
 from reid.config import Config
 from reid.errors import InputError
@@ -48,15 +48,12 @@ def main(arguments) -> int:
             pass
     if asked.features:
         refuse_unused(request)
-        from reid.commands.scoring import score_file
+    from reid.commands import scoring  # imports torch, so only after the flags are checked
 
-        score_file(request)
+    if asked.features:
+        scoring.score_file(request)
         return 0
-    from reid.device import process_count  # imports torch, so only after the flags are checked
-    from reid.processes import launch
-
-    count = process_count(asked.device, asked.gpus)
-    return launch(evaluate_one, request, count) if count > 1 else evaluate_one(request)
+    return in_processes(scoring.score_weights, request, asked)
 
 
 def refuse_unused(request: Request) -> None:
@@ -82,14 +79,3 @@ def parse_splits(words: list[str]) -> tuple[int, ...] | None:
     if len(set(numbers)) < len(words):
         raise InputError(f"--split {' '.join(words)}: give distinct numbers of entries of splits.json, or all")
     return tuple(sorted(numbers))
-
-
-def evaluate_one(request: Request) -> int:
-    """The work of one process. Returns the exit code."""
-    from reid.commands.scoring import score_weights
-
-    def work() -> int:
-        score_weights(request)
-        return 0
-
-    return reported(work, request.given.get("debug", False))

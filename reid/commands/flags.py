@@ -6,6 +6,7 @@ from dataclasses import Field, fields
 from typing import Any, get_args
 
 from reid.config import Config, closest, value_text
+from reid.errors import InputError
 
 AS_TRAINED = ("h", "w", "dataset_type")  # evaluate takes them from the weights
 
@@ -98,6 +99,13 @@ def add_images_flags(parser: argparse.ArgumentParser, required: bool = True) -> 
     )
     parser.add_argument("--skip_bad", action="store_true", help="skip images that cannot be read, and list them")
     parser.add_argument("--no_flip", action="store_true", help="do not average with mirror images")
+
+
+def check_counts(namespace: argparse.Namespace, *names: str) -> None:
+    """Raises InputError for a value below 1."""
+    for name in names:
+        if (value := getattr(namespace, name)) < 1:
+            raise InputError(f"--{name} {value} is too small; the minimum is 1")
 
 
 def given_flags(namespace: argparse.Namespace) -> dict[str, Any]:

@@ -1,16 +1,15 @@
 """python -m reid gallery create|add|remove|search|info|check|copy: descriptors that can be searched."""
 
-import csv
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import h5py
 import numpy as np
 
 from reid.commands.extract import extract_to, open_extractor, record_of
-from reid.commands.flags import add_flags, add_images_flags, given_flags
+from reid.commands.flags import add_flags, add_images_flags, check_counts, given_flags
 from reid.data.images import ReadImages, list_images, read_images
 from reid.data.labels import Labels
 from reid.data.loader import in_order
@@ -18,7 +17,7 @@ from reid.errors import InputError, MissingInput
 from reid.evaluation.pooling import POOLS, pool
 from reid.evaluation.record import read_record
 from reid.evaluation.store import read_h5, read_labels
-from reid.files import atomic_file, writing
+from reid.files import write_csv
 from reid.gallery.address import address_of, create_gallery, find_gallery, folder_of, open_gallery, work_file
 from reid.gallery.milvus import INDEXES
 from reid.gallery.picture import draw_answers, kind_of, save_picture
@@ -40,14 +39,15 @@ LOOKED_AT = 1000  # entries whose images are looked for
 def add_arguments(parser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="action", required=True)
 
-    def action(name: str, what: str):
-        added = actions.add_parser(name, help=what, description=what)
+    def action(run: Callable, what: str, name: str = ""):
+        added = actions.add_parser(name or run.__name__, help=what, description=what)
+        added.set_defaults(run=run)
         added.add_argument("gallery", help="gallery file (.h5), milvus:URI#COLLECTION, or a collection of --store")
         added.add_argument("--store", metavar="milvus:URI", help="Milvus: a file ending in .db, or http://HOST:PORT")
         return added
 
     for name in ("create", "add"):
-        sub = action(name, f"{name} entries from --weights and --images, or from a --features file")
+        sub = action(put, f"{name} entries from --weights and --images, or from a --features file", name)
         add_images_flags(sub, required=False)
         sub.add_argument(
             "--features", dest="features_file", help="read the gallery of a .h5 written by extract or evaluate.py"
@@ -57,10 +57,10 @@ def add_arguments(parser) -> None:
             sub.add_argument("--dtype", choices=("float32", "float16"), default="", help=DTYPE)
             sub.add_argument("--index", choices=INDEXES, default="", help=INDEX)
         add_flags(sub, "gallery")
-    sub = action("remove", "remove entries by name or by identity")
+    sub = action(remove, "remove entries by name or by identity")
     sub.add_argument("--names", nargs="+", default=[], help="remove these names, as search prints them")
     sub.add_argument("--pids", nargs="+", default=[], help="remove the entries of these identities, by their labels")
-    sub = action("search", "find the nearest entries of one or more images")
+    sub = action(search, "find the nearest entries of one or more images")
     sub.add_argument("--images", required=True, nargs="+", help="search for these images, folders or lists")
     sub.add_argument("--skip_bad", action="store_true", help="leave out images that cannot be read, and list them")
     sub.add_argument("--top", type=int, default=10, metavar="N", help="list at most N answers (default 10)")
@@ -78,10 +78,11 @@ def add_arguments(parser) -> None:
     sub.add_argument("--root", help="look for the entries' images here (default: the gallery's folder)")
     sub.add_argument("--no_flip", action="store_true", help="do not average with mirror images")
     add_flags(sub, "gallery", needs_weights=True)
-    action("info", "print the content of a gallery")
-    sub = action("check", "check that every descriptor can be read and has length 1")
+    action(info, "print the content of a gallery")
+    sub = action(check, "check that every descriptor can be read and has length 1")
     sub.add_argument("--recall", type=int, default=0, metavar="N", help="recall of N entries against exact search")
     copied = actions.add_parser("copy", help=COPY, description=COPY)
+    copied.set_defaults(run=copy)
     copied.add_argument("gallery", help="source: a file, or milvus:URI#COLLECTION")
     copied.add_argument("target", help="the same; where it exists, only missing names are added")
     copied.add_argument("--dtype", choices=("float32", "float16"), default="", help=DTYPE)
@@ -90,8 +91,7 @@ def add_arguments(parser) -> None:
 
 def main(arguments) -> int:
     arguments.gallery = address_of(arguments.gallery, getattr(arguments, "store", None))
-    actions = {"create": put, "add": put, "remove": remove, "search": search}
-    return (actions | {"info": info, "check": check, "copy": copy})[arguments.action](arguments)
+    return arguments.run(arguments)
 
 
 def put(a) -> int:
@@ -250,8 +250,7 @@ def remove(a) -> int:
 
 
 def search(a) -> int:
-    if a.top < 1:
-        raise InputError(f"--top {a.top} is too small; the minimum is 1")
+    check_counts(a, "top")
     if not a.threshold >= 0:
         raise InputError(f"--threshold {a.threshold}: expected a squared distance from 0 to 4")
     if a.picture:
@@ -273,7 +272,7 @@ def search(a) -> int:
         if not answers.names:
             print(f"  no entry within {a.threshold:g}")
     if a.csv:
-        write_csv(Path(a.csv), queries, found)
+        write_csv(Path(a.csv), CSV_COLUMNS, csv_rows(queries, found))
     if a.picture:
         root = Path(a.root) if a.root else folder_of(a.gallery)
         picture, missing = draw_answers(queries, found, root)
@@ -300,14 +299,11 @@ def printable(text: str) -> str:
     return text if text.isprintable() else repr(text)
 
 
-def write_csv(path: Path, queries: Sequence[str], found: Sequence[Answers]) -> None:
-    """Writes CSV_COLUMNS with a line for each answer. Raises InputError."""
-    with writing(path), atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as f:
-        out = csv.writer(f)
-        out.writerow(CSV_COLUMNS)
-        for query, answers in zip(queries, found):
-            for i, (distance, name, identity, camera, source) in enumerate(zip(*answers[1:]), 1):
-                out.writerow((query, i, name, f"{distance:.6g}", identity, camera, source))
+def csv_rows(queries: Sequence[str], found: Sequence[Answers]) -> Iterator[tuple]:
+    """CSV_COLUMNS of each answer."""
+    for query, answers in zip(queries, found):
+        for i, (distance, name, *rest) in enumerate(zip(*answers[1:]), 1):
+            yield (query, i, name, f"{distance:.6g}", *rest)
 
 
 def info(a) -> int:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from reid.commands.flags import check_counts
 from reid.config import Config
 from reid.errors import InputError
 from reid.evaluation.features import read_features
@@ -28,8 +29,7 @@ def add_arguments(parser) -> None:
 
 
 def main(arguments) -> int:
-    if arguments.top < 1:
-        raise InputError(f"--top {arguments.top} is too small; the minimum is 1")
+    check_counts(arguments, "top")
     first, *others = arguments.inputs
     sources, other_runs = find_sources(first), [run_of_input(path) for path in others]
     if arguments.maps and not sources[0].run:

@@ -5,12 +5,20 @@ import socket
 from pathlib import Path
 
 from reid.commands.extract import open_extractor
-from reid.commands.flags import add_flags
+from reid.commands.flags import add_flags, check_counts
 from reid.errors import InputError
 from reid.gallery.address import address_of, open_gallery
 from reid.signals import handled
 
 LONG = 100_000  # images, for --engine auto: a server is worth the preparation of an engine
+LIMITS = {  # flag: default, meaning
+    "max_body": (32, "MiB of a request"),
+    "max_pixels": (25_000_000, "pixels of an image"),
+    "max_images": (16, "images of a request"),
+    "max_seconds": (30, "seconds of a request"),
+    "max_requests": (64, "requests at the same time"),
+    "queue": (128, "images that wait for the model"),
+}
 
 
 def add_arguments(parser) -> None:
@@ -24,14 +32,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--threshold", type=float, help="largest squared distance of a match, for the page")
     parser.add_argument("--no_flip", action="store_true", help="do not average with mirror images")
     limits = parser.add_argument_group("limits")
-    for name, default, text in (
-        ("max_body", 32, "MiB of a request"),
-        ("max_pixels", 25_000_000, "pixels of an image"),
-        ("max_images", 16, "images of a request"),
-        ("max_seconds", 30, "seconds of a request"),
-        ("max_requests", 64, "requests at the same time"),
-        ("queue", 128, "images that wait for the model"),
-    ):
+    for name, (default, text) in LIMITS.items():
         help_text = f"refuse more {text} (default {default})"
         limits.add_argument(f"--{name}", type=int, default=default, metavar="N", help=help_text)
     add_flags(parser, "gallery", needs_weights=True)
@@ -81,9 +82,7 @@ def read_token(path: str | None) -> str | None:
 
 def check_numbers(a) -> None:
     """Raises InputError for numbers that cannot be used."""
-    for name in ("max_body", "max_pixels", "max_images", "max_seconds", "max_requests", "queue"):
-        if getattr(a, name) < 1:
-            raise InputError(f"--{name} {getattr(a, name)} is too small; the minimum is 1")
+    check_counts(a, *LIMITS)
     if a.queue < a.max_images:
         raise InputError(f"--queue {a.queue} is smaller than --max_images {a.max_images}; give at least as much")
     if a.threshold is not None and not 0 <= a.threshold <= 4:

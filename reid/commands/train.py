@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from reid.commands import reported
+from reid.commands import in_processes
 from reid.commands.flags import add_flags, given_flags
 from reid.config import Config
 from reid.errors import InputError
@@ -31,22 +31,9 @@ def main(arguments) -> int:
         steps = stored.max_steps if "max_steps" in given else 0
         stored = replace(stored, restart_schedule=False, max_steps=steps)
     config = from_flags(given, stored)
-    from reid.device import process_count  # imports torch, so only after the flags are checked
-    from reid.processes import launch
+    from reid.training.trainer import train  # imports torch, so only after the flags are checked
 
-    count = process_count(config.device, config.gpus)
-    return launch(train_one, config, count) if count > 1 else train_one(config)
-
-
-def train_one(config: Config) -> int:
-    """The training of one process. Exit codes as in main."""
-    from reid.training.trainer import train
-
-    def work() -> int:
-        train(config)
-        return 0
-
-    return reported(work, config.debug)
+    return in_processes(train, config, config)
 
 
 def stored_config(resume: str) -> Config | None:
