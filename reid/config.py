@@ -6,7 +6,7 @@ the section run do not: run names leave them out, and they may differ when a run
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from functools import partial
 from typing import Any, get_args
@@ -251,7 +251,7 @@ def value_text(value: Any) -> str:
 
 def check_value(f: Field, value) -> None:
     """Checks type, choices and range of one field. Raises InputError that names the flag."""
-    flag, choices, minimum = "--" + f.name, f.metadata["choices"], f.metadata["minimum"]
+    flag, minimum = "--" + f.name, f.metadata["minimum"]
     many = isinstance(f.default, tuple)
     kind: Any = get_args(f.type)[0] if many else type(f.default)
     if many != isinstance(value, tuple):
@@ -260,13 +260,19 @@ def check_value(f: Field, value) -> None:
     for item in items:
         if type(item) is not kind and not (kind is float and type(item) is int):
             raise InputError(f"{flag} {item!r} has the wrong type; expected {kind.__name__}")
-        if choices and item not in choices and not from_timm(f.name, item):
-            known = [str(c) for c in choices]
-            raise InputError(f"{flag} {item} is unknown; choose from {', '.join(known)}{closest(item, known)}")
+        if f.metadata["choices"] and not from_timm(f.name, item):
+            check_known(f.name, item, f.metadata["choices"])
         if kind is float and not math.isfinite(item):
             raise InputError(f"{flag} {item} is not a finite number")
         if kind in (int, float) and item < minimum:
             raise InputError(f"{flag} {item} is too small; the minimum is {minimum}")
+
+
+def check_known(name: str, value: Any, choices: Iterable) -> None:
+    """Raises InputError for a value of the flag `name` that is not one of the choices."""
+    if value not in choices:
+        known = [str(choice) for choice in choices if choice is not None]
+        raise InputError(f"--{name} {value} is unknown; choose from {', '.join(known)}{closest(value, known)}")
 
 
 def check_batches(c: Config) -> None:

@@ -6,12 +6,11 @@ pcb); PaddleClas' strong baseline; FastReID (sbs, arXiv 2006.02631); MGN's paper
 1804.01438), with FastReID's settings where the paper gives none.
 """
 
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from reid.config import Config, closest
+from reid.config import Config, check_known
 from reid.errors import InputError
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -140,10 +139,10 @@ def profile(name: str, model: str | None = None) -> Config:
     model None: the model of the profile, else rrid. Raises InputError for unknown names and for
     a profile that belongs to another model.
     """
-    check_known("--profile", name, PROFILES)
+    check_known("profile", name, PROFILES)
     own = PROFILES[name].get("model")
     model = model or own or "rrid"
-    check_known("--model", model, RECIPES)
+    check_known("model", model, RECIPES)
     if own and model != own:
         raise InputError(f"--profile {name} is a recipe of --model {own}, not of {model}")
     values = {**RECIPES[model], **PROFILES[name], "profile": name, "model": model}
@@ -151,13 +150,6 @@ def profile(name: str, model: str | None = None) -> Config:
         rate = FROM_SCRATCH[values.get("optimizer", "sgd")]
         values |= {"lr": rate, "base_lr": rate}
     return Config(**values)
-
-
-def check_known(flag: str, name: str, known: Iterable[str]) -> None:
-    names = list(known)
-    if name not in names:
-        near = closest(name, names)
-        raise InputError(f"{flag} {name} is unknown; choose from {', '.join(names)}{near}")
 
 
 def from_flags(given: dict[str, Any], base: Config | None = None) -> Config:

@@ -62,18 +62,8 @@ def score(
 
     dataset, split: of the images in the report; None: as recorded.
     """
-    scoring = Scoring(
-        ap=config.ap,
-        cmc=config.cmc,
-        metric=config.metric,
-        rerank=config.rerank,
-        query_expansion=config.query_expansion,
-        cameras=not config.no_cameras,
-        multi_query=config.multi_query,
-        tracks=config.tracks,
-    )
     on_gpu = device if device.type == "cuda" else None
-    result = evaluate(features, scoring, camera_pairs=config.camera_pairs, fpr=config.fpr, device=on_gpu)
+    result = evaluate(features, Scoring.of(config), camera_pairs=config.camera_pairs, fpr=config.fpr, device=on_gpu)
     folder = folder_for(base, result.record, replace(features.record, covered=0, scoring=USUAL))
     say_if_other_rate(folder / "result.json", config.fpr)
     with writing(folder):

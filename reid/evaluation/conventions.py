@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from reid.errors import InputError
+from reid.evaluation.distances import on_host
 from reid.evaluation.ranking import CMC_RANKS, Pairs, Ranking, rank_rows
 
 QUADRATURE = 64  # nodes: exact for 127 identities before the match, and to 1e-9 for thousands
@@ -27,9 +28,9 @@ class SingleGalleryShot:
         self.ranks = min(CMC_RANKS, len(self.order))
         self.rows: list[np.ndarray] = []
 
-    def add(self, distance: np.ndarray, start: int) -> None:
+    def add(self, distance, start: int) -> None:
         """Adds rows start .. start + n of the distances, (n, G)."""
-        for q, row in enumerate(distance, start):
+        for q, row in enumerate(on_host(distance), start):
             own = np.searchsorted(self.pids, self.query_pids[q])
             if own == len(self.pids) or self.pids[own] != self.query_pids[q]:
                 continue
@@ -82,7 +83,8 @@ class SingleShotDraws(SingleGalleryShot):
 
     def __init__(self, query_pids, gallery_pids, query_camids=None, gallery_camids=None):
         query, gallery = [query_pids, query_camids], [gallery_pids, gallery_camids]
-        if query_camids is None or not np.array_equal(query, gallery) or repeated(np.array(gallery)):
+        known = query_camids is not None and np.array_equal(query, gallery)
+        if not known or np.unique(gallery, axis=1).shape[1] < len(gallery_pids):
             raise InputError(
                 "--cmc vehicleid needs a dataset whose test images are query and gallery, as prepare vehicleid_small "
                 "makes it, and camids that number the images of an identity; use another --cmc"
@@ -121,41 +123,36 @@ class SingleShotDraws(SingleGalleryShot):
         return float(np.average(self.inverse_ranks, weights=self.weights))
 
 
-def repeated(columns: np.ndarray) -> bool:
-    """Whether two of the columns (rows, n) are equal."""
-    return np.unique(columns, axis=1).shape[1] < columns.shape[1]
-
-
 class CameraPairs:
     """mAP and Rank-1 for each query camera against each gallery camera alone."""
 
     def __init__(self, pairs: Pairs, query_camids: np.ndarray, gallery_camids: np.ndarray):
         self.query_camids = query_camids
-        self.columns = {int(c): np.flatnonzero(gallery_camids == c) for c in np.unique(gallery_camids)}
-        self.pairs: dict[int, Pairs] = {}
-        self.parts: dict[int, list] = {camid: [] for camid in self.columns}
-        for camid, columns in self.columns.items():
+        self.cameras: dict[int, tuple[np.ndarray, Pairs, list]] = {}  # gallery columns, their pairs, ranked blocks
+        for camid in np.unique(gallery_camids).tolist():
+            columns = np.flatnonzero(gallery_camids == camid)
             inside = gallery_camids[pairs.gallery] == camid
             gallery = np.searchsorted(columns, pairs.gallery[inside])
-            self.pairs[camid] = Pairs(pairs.query[inside], gallery, pairs.junk[inside])
+            self.cameras[camid] = columns, Pairs(pairs.query[inside], gallery, pairs.junk[inside]), []
 
     def add(self, distance, start: int) -> None:
-        for camid, columns in self.columns.items():
-            self.parts[camid].append(rank_rows(distance[:, columns], self.pairs[camid], start))
+        for columns, pairs, ranked in self.cameras.values():
+            ranked.append(rank_rows(distance[:, columns], pairs, start))
 
     def table(self) -> list[dict]:
         """A row for each pair of cameras with a match: query_camid, gallery_camid, queries, map, rank1."""
         rows = []
-        for camid, parts in self.parts.items():
-            ranking = Ranking.of(parts, len(self.query_camids), len(self.columns[camid]))
+        for camid, (columns, _, ranked) in self.cameras.items():
+            ranking = Ranking.of(ranked, len(self.query_camids), len(columns))
             for query_camid in np.unique(self.query_camids[ranking.valid]):
                 chosen = ranking.valid & (self.query_camids == query_camid)
-                row = {
-                    "query_camid": int(query_camid),
-                    "gallery_camid": camid,
-                    "queries": int(chosen.sum()),
-                    "map": float(ranking.ap[chosen].mean()),
-                    "rank1": float((ranking.first_match[chosen] == 1).mean()),
-                }
-                rows.append(row)
+                rows.append(
+                    {
+                        "query_camid": int(query_camid),
+                        "gallery_camid": camid,
+                        "queries": int(chosen.sum()),
+                        "map": float(ranking.ap[chosen].mean()),
+                        "rank1": float((ranking.first_match[chosen] == 1).mean()),
+                    }
+                )
         return rows

@@ -102,7 +102,8 @@ def read_features(path: str | Path, several: bool = False) -> Features:
         )
     if (gallery.pids == -1).any():
         gallery = gallery.where(gallery.pids != -1)
-    record = record_of(path, attrs)
+    ours = attrs.keys() & {"record", "weights"}  # without a record: made by an older version
+    record = read_record(path) if ours else Record(features=sha256(path))
     attrs.pop("record", None)
     more = read_several(path.with_name(SEVERAL), record) if several else None
     return Features(query, gallery, attrs, record, labels, more)
@@ -120,13 +121,6 @@ def read_several(path: Path, record: Record) -> Part | None:
     if replace(read_record(path), content=record.content) != record:
         raise InputError(f"{path} has features of other weights or settings; delete it and evaluate again")
     return more
-
-
-def record_of(path: Path, attrs: dict[str, Any]) -> Record:
-    """The record of a features file. For another system's file it has only the SHA-256."""
-    if "record" in attrs or "weights" in attrs:  # without a record: made by an older version of this project
-        return read_record(path)
-    return Record(features=sha256(path))
 
 
 def checked(path: Path, side: str, features, pids, camids, names) -> Part:

@@ -15,19 +15,13 @@ from typing import Any, Self
 
 import h5py
 
+from reid.config import ENGINES, PRECISIONS, Config, check_known
 from reid.errors import InputError, MissingInput
-from reid.evaluation.distances import METRICS
 
 logger = logging.getLogger(__name__)
 
-CHOICES = {
-    "ap": ("step", "trapezoid"),
-    "cmc": ("market1501", "allshots", "cuhk03", "vehicleid"),
-    "metric": METRICS,
-    "precision": ("fp32", "tf32", "bf16", "int8", None),
-    "engine": ("plain", "torch", "onnx", "openvino", None),
-    "multi_query": ("none", "mean", "max"),
-}
+CHOICES: dict[str, tuple] = {f.name: f.metadata["choices"] for f in fields(Config)}
+CHOICES |= {"precision": (*PRECISIONS, "int8", None), "engine": (*ENGINES[1:], None)}  # as resolved
 # left out at these values, so that older records stay equal
 LATER: dict[str, Any] = {"calibration": None, "multi_query": "none", "tracks": False}
 EVALUATION_FILES = ("result.json", "features.h5", "features.h5.partial")
@@ -39,10 +33,8 @@ class Settings:
 
     def __post_init__(self):
         for f in fields(self):
-            value, choices = getattr(self, f.name), CHOICES.get(f.name)
-            if choices and value not in choices:
-                known = ", ".join(filter(None, choices))
-                raise InputError(f"--{f.name} {value} is unknown; choose from {known}")
+            if choices := CHOICES.get(f.name):
+                check_known(f.name, getattr(self, f.name), choices)
 
     def to_json(self) -> dict[str, Any]:
         """The fields by name; fields of LATER only with another value than the one there."""
@@ -91,6 +83,11 @@ class Scoring(Settings):
     cameras: bool = True
     multi_query: str = "none"
     tracks: bool = False
+
+    @classmethod
+    def of(cls, config: Config) -> "Scoring":
+        same = {f.name: getattr(config, f.name) for f in fields(cls) if f.name != "cameras"}
+        return cls(cameras=not config.no_cameras, **same)
 
 
 @dataclass(frozen=True, kw_only=True)

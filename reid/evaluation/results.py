@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,11 +13,11 @@ import numpy as np
 from reid.data.labels import Labels
 from reid.errors import InputError
 from reid.evaluation.conventions import CameraPairs, SingleGalleryShot, SingleShotDraws
-from reid.evaluation.distances import BLOCK_BYTES, blocks, of_unit_length, on_host
+from reid.evaluation.distances import BLOCK_BYTES, Block, blocks, of_unit_length
 from reid.evaluation.features import Features
 from reid.evaluation.open_set import CONFIDENCE, mean_interval, open_set
 from reid.evaluation.pooling import Tracks, multi_query
-from reid.evaluation.ranking import Ranking, check_labels, join, rank_rows, same_person
+from reid.evaluation.ranking import Pairs, Ranking, check_labels, join, rank_rows, same_person
 from reid.evaluation.record import USUAL, Record, Scoring
 from reid.evaluation.rerank import PUBLISHED, expand_queries, reciprocal_blocks
 from reid.files import write_csv, write_json
@@ -230,11 +231,7 @@ def evaluate(
     Raises InputError for an empty side, labels that disagree, no query with a match.
     """
     started = time.perf_counter()
-    if scoring.multi_query != "none":
-        features = multi_query(features, scoring.multi_query)
-    if not scoring.cameras:
-        query, gallery = (replace(s, camids=None) for s in (features.query, features.gallery))
-        features = replace(features, query=query, gallery=gallery)
+    features = as_scored(features, scoring)
     query, gallery = features.query, features.gallery
     labels = check_labels(query.pids, gallery.pids, query.camids, gallery.camids)
     if camera_pairs and labels[2] is None:
@@ -250,16 +247,9 @@ def evaluate(
     pairs = same_person(*entries)
     shots = SHOTS[scoring.cmc](*entries) if scoring.cmc in SHOTS else None
     table = CameraPairs(pairs, entries[2], entries[3]) if camera_pairs else None
-    ranked = []
     distances = partial(reciprocal_blocks, **settings) if scoring.rerank else plain
-    for block in distances(queries, gallery.features):
-        keys = tracks.nearest(block.keys) if tracks else block.keys
-        ranked.append(rank_rows(keys, pairs, block.start))
-        if shots:
-            shots.add(on_host(keys), block.start)
-        if table:
-            table.add(keys, block.start)
-    del block, keys  # frees memory for the open set
+    found = distances(queries, gallery.features)
+    ranked = list(rank_blocks(found, pairs, tracks, [other for other in (shots, table) if other]))
     ranking = join(ranked, len(query), len(entries[1]))
     cmcs = {"market1501": ranking.cmc, "allshots": ranking.cmc_allshots}
     if shots:
@@ -271,3 +261,22 @@ def evaluate(
         accepts = open_set(queries, gallery.features, labels[0], same, fpr, plain)
     cameras = table.table() if table else None
     return Result(ranking, features, scoring, cmcs, accepts, cameras, time.perf_counter() - started, shot_map)
+
+
+def as_scored(features: Features, scoring: Scoring) -> Features:
+    """The features with pooled queries, or without cameras, if the scoring asks for it."""
+    if scoring.multi_query != "none":
+        features = multi_query(features, scoring.multi_query)
+    if scoring.cameras:
+        return features
+    query, gallery = (replace(side, camids=None) for side in (features.query, features.gallery))
+    return replace(features, query=query, gallery=gallery)
+
+
+def rank_blocks(found: Iterable[Block], pairs: Pairs, tracks: Tracks | None, others: list) -> Iterator[tuple]:
+    """The ranked rows of each block, for `join`. others: further measures that each block of distances is added to."""
+    for block in found:
+        keys = tracks.nearest(block.keys) if tracks else block.keys
+        for other in others:
+            other.add(keys, block.start)
+        yield rank_rows(keys, pairs, block.start)

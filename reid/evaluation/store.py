@@ -8,7 +8,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from io import BytesIO, RawIOBase
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +66,9 @@ class FeaturesWriter:
             if not done:
                 attrs = {"record": json.dumps(self.record.to_json()), **attrs}
                 create(self.partial, attrs, self.labels, (self.total, features.shape[1]))
-            with open(self.partial, "rb+", buffering=0) as f:
+            with open(self.partial, "rb+") as f:
                 f.seek(place_of(self.partial, done))
-                write_all(f, features)
+                f.write(features.tobytes())
 
     def finish(self) -> None:
         """Moves the complete file to its final path."""
@@ -79,13 +79,6 @@ class FeaturesWriter:
                 os.fsync(f.fileno())
             os.replace(self.partial, self.path)
             sync_folder(self.path.parent)
-
-
-def write_all(file: RawIOBase, values: np.ndarray) -> None:
-    """Writes an array's bytes. One call may write only part of them."""
-    left = memoryview(values.tobytes())
-    while left:
-        left = left[file.write(left) :]
 
 
 def create(path: Path, attrs: dict[str, Any], labels: dict[str, Any], shape: tuple[int, int], dtype="float32") -> None:
