@@ -18,8 +18,8 @@ from reid.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-# errors of file systems without locks, for example some network file systems
 FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
+# errors of file systems without locks, for example some network file systems
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, getattr(errno, "ENOTSUP", errno.EOPNOTSUPP))
 BLOCK = 1 << 20  # bytes
 

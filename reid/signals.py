@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -22,10 +22,8 @@ def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     before = {}
     if threading.current_thread() is threading.main_thread():
         for number in STOP_SIGNALS:
-            try:
+            with suppress(ValueError, OSError):  # not supported on this system
                 before[number] = signal.signal(number, handler)
-            except (ValueError, OSError):  # not supported on this system
-                continue
     try:
         yield
     finally:

@@ -19,8 +19,13 @@ class Measured(NamedTuple):
     result: Any
 
 
-def side_by_side(forms: Mapping[str, Callable[[], Any]], repeat: int = 1) -> dict[str, Measured]:
-    """Runs each variant `repeat` times. Variants alternate, so that other load affects all equally."""
+def side_by_side(
+    forms: Mapping[str, Callable[[], Any]], repeat: int = 1, wait: Callable[[], Any] = lambda: None
+) -> dict[str, Measured]:
+    """Runs each variant `repeat` times. Variants alternate, so that other load affects all equally.
+
+    wait: called after each run, to wait for the device.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in forms}
     first: dict[str, Measured] = {}
     for _ in range(repeat):
@@ -28,6 +33,7 @@ def side_by_side(forms: Mapping[str, Callable[[], Any]], repeat: int = 1) -> dic
             before = restart_peak()
             started = time.perf_counter()
             result = form()
+            wait()
             seconds[name].append(time.perf_counter() - started)
             if name not in first:
                 peak = None if before is None else resident("VmHWM") - before

@@ -88,19 +88,14 @@ def make_work(a, device: torch.device) -> Work:
 def timed(forms: dict[str, Callable], repeat: int, device: torch.device) -> dict[str, Measured]:
     """side_by_side after one run of each variant; waits for the device."""
 
-    def waiting(form: Callable) -> Callable:
-        def run_and_wait():
-            result = form()
-            if device.type != "cpu":
-                torch.accelerator.synchronize(device)
-            return result
+    def wait() -> None:
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
 
-        return run_and_wait
-
-    ready = {name: waiting(form) for name, form in forms.items()}
-    for form in ready.values():
+    for form in forms.values():
         form()
-    return side_by_side(ready, repeat)
+    wait()
+    return side_by_side(forms, repeat, wait)
 
 
 def step_forms(work: Work, no_plain: bool, compiled: bool) -> dict[str, Callable]:

@@ -69,7 +69,8 @@ def parse_vary(text: str) -> tuple[str, list[Any]]:
     """'stripes=6,4 2' -> ('stripes', [(6,), (4, 2)]). Raises InputError."""
     name, _, values = text.partition("=")
     words = [word.strip() for word in values.split(",")]
-    known = {f.name: f for f in fields(Config) if may_vary(f)}
+    trained = [f for f in fields(Config) if "train" in f.metadata["scripts"]]
+    known = {f.name: f for f in trained if f.metadata["section"] != "run" or f.name == "profile"}
     if name not in known or not all(words):
         near = "" if name in known else closest(name, list(known))
         raise InputError(
@@ -81,12 +82,6 @@ def parse_vary(text: str) -> tuple[str, list[Any]]:
     except (ValueError, KeyError) as e:
         example = value_text(default).lower()
         raise InputError(f"--vary {text!r}: {name} takes values like {example!r}") from e
-
-
-def may_vary(field) -> bool:
-    """Whether a field is a training flag that affects results."""
-    in_training = "train" in field.metadata["scripts"]
-    return in_training and (field.metadata["section"] != "run" or field.name == "profile")
 
 
 def parse_value(word: str, default: Any) -> Any:

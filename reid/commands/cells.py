@@ -6,6 +6,7 @@ fails does not stop the others.
 
 import itertools
 import os
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -44,12 +45,12 @@ class Failed(NamedTuple):
 
 def plan(given: dict[str, Any], factors: list[Factor], grid: bool, seeds: int) -> tuple[list[Cell], list[Failed]]:
     """(the distinct cells, full model first; the cells that cannot be run). Raises InputError."""
-    names = [name for name, _ in factors]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise InputError(f"--vary {twice.pop()} is given twice; list all its values in one --vary")
+    name, count = Counter(name for name, _ in factors).most_common(1)[0]
+    if count > 1:
+        raise InputError(f"--vary {name} is given twice; list all its values in one --vary")
     cells: dict[Config, str] = {}
     impossible = []
-    for change in grid_of(factors) if grid else one_by_one(factors):
+    for change in changes(factors, grid):
         try:
             base = from_flags(given | change)
             check_height(base.h, base.stripes)
@@ -62,16 +63,12 @@ def plan(given: dict[str, Any], factors: list[Factor], grid: bool, seeds: int) -
     return [Cell(name, config) for config, name in cells.items()], impossible
 
 
-def one_by_one(factors: list[Factor]) -> list[dict[str, Any]]:
-    """The full model, which has no changes, and each value alone."""
-    return [{}] + [{name: value} for name, values in factors for value in values]
-
-
-def grid_of(factors: list[Factor]) -> list[dict[str, Any]]:
-    """The changes of every combination of values."""
-    names = [name for name, _ in factors]
-    combinations = itertools.product(*(values for _, values in factors))
-    return [dict(zip(names, values)) for values in combinations]
+def changes(factors: list[Factor], grid: bool) -> list[dict[str, Any]]:
+    """Every combination of values; without `grid` no changes, for the full model, and each value alone."""
+    if not grid:
+        return [{}] + [{name: value} for name, values in factors for value in values]
+    names, values = zip(*factors)
+    return [dict(zip(names, combination)) for combination in itertools.product(*values)]
 
 
 def find_run(config: Config) -> Path | None:

@@ -44,10 +44,9 @@ def main(arguments) -> int:
         found = read_images(images, extractor.size, extractor.num_workers, extractor.device, arguments.skip_bad)
         with writing(out):
             if out.suffix == ".h5":
-                record = record_of(extractor, found)
                 if out.exists() and not arguments.overwrite:
-                    refuse_other(out, record)
-                extract_to(out, extractor, found, labels, record)
+                    refuse_other(out, record_of(extractor, found))
+                extract_to(out, extractor, found, labels)
             else:
                 extract_npz(out, extractor, found, labels)
     if here.first:
@@ -100,7 +99,7 @@ def refuse_other(path: Path, record: Record) -> None:
         raise InputError(f"--out {path} has other features ({found}); give another name, or --overwrite")
 
 
-def extract_to(path: Path, extractor: Extractor, found: ReadImages, labels: Labels, record: Record) -> None:
+def extract_to(path: Path, extractor: Extractor, found: ReadImages, labels: Labels) -> None:
     """Writes a features.h5 with all images as gallery. Continues an interrupted call with the same images.
 
     Connected processes each extract their part; rank 0 writes.
@@ -113,13 +112,14 @@ def extract_to(path: Path, extractor: Extractor, found: ReadImages, labels: Labe
     paths = [image.path for image in found.images]
     labels = replace(labels, sources=dict(zip(paths, short_names(paths))))
     attrs = {"folder": common_folder(paths), **with_bands(extractor.bands)}
+    record = record_of(extractor, found)
     extract_file(path, extractor.engine, load, {"gallery": found.images}, record, labels, **attrs)
 
 
 def extract_npz(path: Path, extractor: Extractor, found: ReadImages, labels: Labels) -> None:
     """Writes .npz through a temporary features.h5, because an .npz cannot be written row by row."""
     work = path.with_name(f".{path.name}.h5")
-    extract_to(work, extractor, found, labels, record_of(extractor, found))
+    extract_to(work, extractor, found, labels)
     if not world().first:
         return
     sides, attrs = read_h5(work)

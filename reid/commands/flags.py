@@ -101,6 +101,11 @@ def add_images_flags(parser: argparse.ArgumentParser, required: bool = True) -> 
     parser.add_argument("--no_flip", action="store_true", help="do not average with mirror images")
 
 
+def add_gallery_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("gallery", help="gallery file (.h5), milvus:URI#COLLECTION, or a collection of --store")
+    parser.add_argument("--store", metavar="milvus:URI", help="Milvus: a file ending in .db, or http://HOST:PORT")
+
+
 def check_counts(namespace: argparse.Namespace, *names: str) -> None:
     """Raises InputError for a value below 1."""
     for name in names:

@@ -8,9 +8,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from reid.commands.extract import extract_to, open_extractor, record_of
-from reid.commands.flags import add_flags, add_images_flags, check_counts, given_flags
-from reid.data.images import ReadImages, list_images, read_images
+from reid.commands.extract import extract_to, open_extractor
+from reid.commands.flags import add_flags, add_gallery_flags, add_images_flags, check_counts, given_flags
+from reid.data.images import list_images, read_images
 from reid.data.labels import Labels
 from reid.data.loader import in_order
 from reid.errors import InputError, MissingInput
@@ -42,8 +42,7 @@ def add_arguments(parser) -> None:
     def action(run: Callable, what: str, name: str = ""):
         added = actions.add_parser(name or run.__name__, help=what, description=what)
         added.set_defaults(run=run)
-        added.add_argument("gallery", help="gallery file (.h5), milvus:URI#COLLECTION, or a collection of --store")
-        added.add_argument("--store", metavar="milvus:URI", help="Milvus: a file ending in .db, or http://HOST:PORT")
+        add_gallery_flags(added)
         return added
 
     for name in ("create", "add"):
@@ -61,8 +60,7 @@ def add_arguments(parser) -> None:
     sub.add_argument("--names", nargs="+", default=[], help="remove these names, as search prints them")
     sub.add_argument("--pids", nargs="+", default=[], help="remove the entries of these identities, by their labels")
     sub = action(search, "find the nearest entries of one or more images")
-    sub.add_argument("--images", required=True, nargs="+", help="search for these images, folders or lists")
-    sub.add_argument("--skip_bad", action="store_true", help="leave out images that cannot be read, and list them")
+    add_images_flags(sub)
     sub.add_argument("--top", type=int, default=10, metavar="N", help="list at most N answers (default 10)")
     sub.add_argument(
         "--multi_query",
@@ -76,7 +74,6 @@ def add_arguments(parser) -> None:
     sub.add_argument("--picture", metavar="FILE", help="draw queries and answers (.png, .jpg)")
     sub.add_argument("--csv", metavar="FILE", help="also write the answers as CSV")
     sub.add_argument("--root", help="look for the entries' images here (default: the gallery's folder)")
-    sub.add_argument("--no_flip", action="store_true", help="do not average with mirror images")
     add_flags(sub, "gallery", needs_weights=True)
     action(info, "print the content of a gallery")
     sub = action(check, "check that every descriptor can be read and has length 1")
@@ -139,7 +136,7 @@ def put_images(a) -> int:
             names = [beside(i.path, folder) for i in images]
             check_names(names, () if continues else gallery.present(names))
         found = read_images(images, extractor.size, extractor.num_workers, extractor.device, a.skip_bad)
-        extract_to(work, extractor, found, labels, record_of(extractor, found))
+        extract_to(work, extractor, found, labels)
     if here.first:
         names = [beside(image.path, folder) for image in found.images]
         places = np.array([(image.pid, image.camid) for image in found.images], np.int64)
@@ -186,12 +183,6 @@ def check(a) -> int:
             found = recall(gallery, entries, a.recall)
             print(f"recall@{TOP} against exact search: {found:.4f} ({a.recall} entries as queries)")
     return 0
-
-
-def descriptors(extractor: Extractor, found: ReadImages) -> np.ndarray:
-    """(N, S x D) float32 of the images that were read."""
-    batches = found.store.batches(in_order(len(found.images), extractor.batch_size))
-    return extract(extractor.engine, batches, len(found.images))
 
 
 def beside(image: str, folder: Path) -> str:
@@ -261,7 +252,8 @@ def search(a) -> int:
     gallery.refuse_other(fingerprint(extractor))
     read = read_images(images, extractor.size, extractor.num_workers, extractor.device, a.skip_bad)
     queries = [image.path for image in read.images]
-    features = descriptors(extractor, read)
+    batches = read.store.batches(in_order(len(queries), extractor.batch_size))
+    features = extract(extractor.engine, batches, len(queries))
     if a.multi_query != "none":
         features = pool(features, a.multi_query)[None]
         print(f"{a.multi_query} of {len(queries)} images:")

@@ -135,26 +135,21 @@ class Evaluation:
 
     def extraction(self, count: int) -> Extraction:
         """For a dataset of `count` images. Datasets and splits share it."""
-        wanted = replace(self.wanted, count=count)
+        wanted, config = replace(self.wanted, count=count), self.config
         if wanted.many not in self.opened:
-            self.opened[wanted.many] = self.open(wanted)
+            self.opened[wanted.many] = Extraction(
+                engine=open_engine(self.model, (config.h, config.w), wanted),
+                bands=getattr(self.model, "bands", None),
+                weights=wanted.sha256,
+                h=config.h,
+                w=config.w,
+                precision=wanted.precision,
+                calibration=wanted.calibration.digest if wanted.calibration else None,
+                batch_size=config.batch_size,
+                num_workers=config.num_workers,
+                here=self.here,
+            )
         return self.opened[wanted.many]
-
-    def open(self, wanted: Wanted) -> Extraction:
-        config, size = self.config, (self.config.h, self.config.w)
-        engine = open_engine(self.model, size, wanted)
-        return Extraction(
-            engine=engine,
-            bands=getattr(self.model, "bands", None),
-            weights=self.wanted.sha256,
-            h=config.h,
-            w=config.w,
-            precision=self.wanted.precision,
-            calibration=self.wanted.calibration.digest if self.wanted.calibration else None,
-            batch_size=config.batch_size,
-            num_workers=config.num_workers,
-            here=self.here,
-        )
 
     def score_dataset(self, name: str, wanted: tuple[int, ...] | None) -> None:
         """Scores the wanted splits of a dataset, and the mean of several."""

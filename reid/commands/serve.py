@@ -5,7 +5,7 @@ import socket
 from pathlib import Path
 
 from reid.commands.extract import open_extractor
-from reid.commands.flags import add_flags, check_counts
+from reid.commands.flags import add_flags, add_gallery_flags, check_counts
 from reid.errors import InputError
 from reid.gallery.address import address_of, open_gallery
 from reid.signals import handled
@@ -22,8 +22,7 @@ LIMITS = {  # flag: default, meaning
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("gallery", help="gallery file (.h5), milvus:URI#COLLECTION, or a collection of --store")
-    parser.add_argument("--store", metavar="milvus:URI", help="Milvus: a file ending in .db, or http://HOST:PORT")
+    add_gallery_flags(parser)
     parser.add_argument("--host", default="127.0.0.1", help="listen on this address (default 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="listen on this port (default 8000)")
     parser.add_argument("--token_file", metavar="FILE", help="require the token in this file (default: $RRID_TOKEN)")

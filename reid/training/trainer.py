@@ -30,7 +30,7 @@ from reid.training.longer import same_length, with_length, words
 from reid.training.schedule import is_frozen, rates, total_steps
 from reid.training.step import TrainStep
 from reid.training.teacher import read_teacher
-from reid.training.validation import validation_of
+from reid.training.validation import Validation
 from reid.versions import note_versions
 
 
@@ -69,7 +69,7 @@ class Trainer:
     def __init__(self, config: Config, dataset: Dataset, run: Run, device: torch.device, here: World):
         self.config, self.dataset, self.run, self.device, self.here = config, dataset, run, device, here
         self.images, held_out = training_images(config, dataset)
-        self.validation = validation_of(config, dataset, held_out)
+        self.validation = Validation(config, held_out if config.eval_every else [], dataset.without_cameras)
         self.pids = [image.pid for image in self.images]
         self.classes = sorted(set(self.pids))
         label_of = {pid: i for i, pid in enumerate(self.classes)}

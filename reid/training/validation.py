@@ -8,7 +8,7 @@ from torch import nn
 
 from reid.config import Config
 from reid.data.loader import ImageStore, in_order
-from reid.data.records import Dataset, Image
+from reid.data.records import Image
 from reid.errors import InputError
 from reid.evaluation.ranking import Ranking, rank, same_person
 from reid.inference.describe import extract
@@ -18,7 +18,7 @@ from reid.processes import World, part_of
 
 @dataclass(frozen=True)
 class Validation:
-    """The held-out images, and which of them can answer each other.
+    """The held-out images, none without validation, and which of them can answer each other.
 
     With cameras, images of the same camera are not compared. Without, each image is compared with all others.
     """
@@ -73,8 +73,3 @@ class Validation:
         finally:
             model.train()
         return rank(-features @ features.T, self.pids, self.pids, self.camids, self.camids)
-
-
-def validation_of(config: Config, dataset: Dataset, held_out: list[Image]) -> Validation:
-    """The validation of a training; of no images if it has none."""
-    return Validation(config, held_out if config.eval_every else [], dataset.without_cameras)
