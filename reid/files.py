@@ -100,17 +100,13 @@ def acquire(lock: Any, path: Path, waits: bool) -> bool:
 
 
 def reserve(path: Path, size: int) -> None:
-    """Makes a file at least `size` bytes long and allocates its disk space. Raises OSError if the disk is full."""
+    """Appends zeros up to `size` bytes, and allocates the disk space. Raises OSError if the disk is full."""
     with open(path, "rb+") as f:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(f.fileno(), 0, size)
             return
-        for start in range(0, size, BLOCK):  # holes of a sparse file are allocated when they are written
-            length = min(BLOCK, size - start)
-            f.seek(start)
-            content = f.read(length)
-            f.seek(start)
-            f.write(content.ljust(length, b"\0"))
+        for start in range(f.seek(0, os.SEEK_END), size, BLOCK):
+            f.write(bytes(min(BLOCK, size - start)))
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +47,10 @@ def note_versions(folder: Path, used: dict[str, Any]) -> None:
     used: further facts, such as the device and the dataset fingerprint.
     """
     path = folder / "versions.json"
-    try:
+    starts = None
+    with suppress(FileNotFoundError, ValueError):  # the first start, or a file damaged by a power failure
         starts = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):  # the first start, or a file damaged by a power failure
-        starts = []
-    if not isinstance(starts, list):
-        starts = []
-    write_json(path, [*starts, this_start() | used])
+    write_json(path, [*(starts if isinstance(starts, list) else ()), this_start() | used])
 
 
 def this_start() -> dict[str, Any]:

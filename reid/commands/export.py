@@ -4,6 +4,7 @@ import importlib.util
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -53,16 +54,15 @@ def main(arguments) -> int:
     if out.exists() and not a.overwrite:
         raise InputError(f"{out} already exists; give another --out, or --overwrite")
     how = wanted_calibration(given_flags(a), a.precision, weights)
-    if how is not None:
-        with writing(out), atomic_file(out) as temporary:
-            size, metadata = (config.h, config.w), about(a, config)
-            print(export_int8(temporary, model, size, a.input, not a.no_flip, metadata, how))
-        print_size(out)
-        return 0
-    pixels = pixels_of(a, (config.h, config.w))
-    expected = reference(model, pixels, not a.no_flip)
-    with writing(out):
-        return write(out, a, model, config, pixels, expected)
+    size = (config.h, config.w)
+    pixels: Any = None if how else pixels_of(a, size)  # before a file is begun
+    with writing(out), atomic_file(out) as temporary:
+        if how:
+            print(export_int8(temporary, model, size, a.input, not a.no_flip, about(a, config), how))
+        else:
+            write(temporary, a, model, config, pixels)
+    print(f"{out}: {out.stat().st_size / 2**20:.1f} MiB, SHA-256 {sha256(out)}")
+    return 0
 
 
 def check(a) -> None:
@@ -114,26 +114,19 @@ def about(a, config: Config) -> dict[str, str]:
     return metadata
 
 
-def print_size(out: Path) -> None:
-    print(f"{out}: {out.stat().st_size / 2**20:.1f} MiB, SHA-256 {sha256(out)}")
-
-
-def write(out: Path, a, model: nn.Module, config: Config, pixels: np.ndarray, expected: np.ndarray) -> int:
-    """Writes the file and compares its descriptors with `expected`. Raises CheckFailed if they differ."""
-    metadata = about(a, config)
-    with atomic_file(out) as temporary:
-        if a.format == "onnx":
-            metadata["output"] += f", {expected.shape[1]} numbers"
-            export_onnx(temporary, model, (config.h, config.w), a.input, not a.no_flip, metadata)
-            got = run_onnx(temporary, pixels, a.input)
-        else:
-            write_plain(temporary, a.format, a.half, model, config, metadata)
-            got = reference(read_weights(temporary)[0], pixels, not a.no_flip)
-        difference, changes = parity(expected, got, SLACK * (HALF_TOLERANCE if a.half else TOLERANCE))
-        print(f"{'images':<28}{len(pixels):>12}")
-        print(f"{'largest difference':<28}{difference:>12.2e}   allowed {a.tolerance:.0e}")
-        print(f"{'changes of the ranking':<28}{changes:>12}   allowed 0")
-        if difference > a.tolerance or changes:
-            raise CheckFailed("the exported file gives different results from the weights, and was not kept")
-    print_size(out)
-    return 0
+def write(path: Path, a, model: nn.Module, config: Config, pixels: np.ndarray) -> None:
+    """Writes the file and compares its descriptors with the model's. Raises CheckFailed if they differ."""
+    expected, metadata = reference(model, pixels, not a.no_flip), about(a, config)
+    if a.format == "onnx":
+        metadata["output"] += f", {expected.shape[1]} numbers"
+        export_onnx(path, model, (config.h, config.w), a.input, not a.no_flip, metadata)
+        got = run_onnx(path, pixels, a.input)
+    else:
+        write_plain(path, a.format, a.half, model, config, metadata)
+        got = reference(read_weights(path)[0], pixels, not a.no_flip)
+    difference, changes = parity(expected, got, SLACK * (HALF_TOLERANCE if a.half else TOLERANCE))
+    print(f"{'images':<28}{len(pixels):>12}")
+    print(f"{'largest difference':<28}{difference:>12.2e}   allowed {a.tolerance:.0e}")
+    print(f"{'changes of the ranking':<28}{changes:>12}   allowed 0")
+    if difference > a.tolerance or changes:
+        raise CheckFailed("the exported file gives different results from the weights, and was not kept")

@@ -81,12 +81,12 @@ class FeaturesWriter:
             sync_folder(self.path.parent)
 
 
-def create(path: Path, attrs: dict[str, Any], labels: dict[str, Any], shape: tuple[int, int], dtype="float32") -> None:
+def create(path: Path, attrs: dict[str, Any], labels: dict[str, Any], shape: tuple[int, int]) -> None:
     """Creates a features file whose rows, of `shape`, are zero. Raises OSError, and then leaves no file."""
-    content = header(attrs, labels, shape, dtype)
+    content = header(attrs, labels, shape)
     try:
         path.write_bytes(content)
-        reserve(path, len(content) + shape[0] * shape[1] * np.dtype(dtype).itemsize)
+        reserve(path, len(content) + 4 * shape[0] * shape[1])
     except OSError:
         path.unlink(missing_ok=True)
         raise
