@@ -1,11 +1,11 @@
 """python -m reid bench <subject>: measure speed and memory; compare ratios, not seconds."""
 
 import importlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from reid.commands.flags import check_counts
-from reid.config import Config
+from reid.config import DEVICES
 from reid.variants import BACKBONES
 
 
@@ -69,7 +69,6 @@ NUMBERS = {
     "images": "images to decode",
     "num_workers": "decoding threads",
 }
-DEVICES = next(f.metadata["choices"] for f in fields(Config) if f.name == "device")
 FLAGS: dict[str, dict[str, Any]] = {
     "alone": {"action": "store_true", "help": "run only our implementation, for sizes that exceed the memory"},
     "no_plain": {"action": "store_true", "help": "skip the plain implementation"},

@@ -12,7 +12,6 @@ import numpy as np
 
 from reid.data.labels import Labels
 from reid.errors import InputError, MissingInput
-from reid.evaluation.foreign import read_mat, read_npz
 from reid.evaluation.record import UNKNOWN, Record, read_record
 from reid.evaluation.store import ROWS, read_h5, read_labels
 from reid.files import sha256
@@ -107,6 +106,36 @@ def read_features(path: str | Path, several: bool = False) -> Features:
     attrs.pop("record", None)
     more = read_several(path.with_name(SEVERAL), record) if several else None
     return Features(query, gallery, attrs, record, labels, more)
+
+
+def read_npz(path: Path):
+    """({side: (features, pids, camids or None, names or None)}, {})."""
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as f:
+        sides = {}
+        for side in ("query", "gallery"):
+            names = f.get(f"{side}_names")
+            names = None if names is None else names.astype(str).tolist()
+            sides[side] = (f[f"{side}_features"], f[f"{side}_pids"], f.get(f"{side}_camids"), names)
+    return sides, {}
+
+
+def read_mat(path: Path):
+    """As read_npz; without names. Raises KeyError for a missing entry, ValueError for a damaged file."""
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    try:
+        f = loadmat(path)
+    except MatReadError as e:
+        raise ValueError(str(e)) from e
+    sides = {}
+    for side in ("query", "gallery"):
+        names = [f"{side}_{part}" for part in ("f", "label", "cam")]
+        if absent := [name for name in names if name not in f]:
+            raise KeyError(f"{absent[0]} is not in the file")
+        features, pids, camids = (f[name] for name in names)
+        sides[side] = (features, pids.ravel(), camids.ravel(), None)
+    return sides, {}
 
 
 def read_several(path: Path, record: Record) -> Part | None:

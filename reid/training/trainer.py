@@ -180,7 +180,8 @@ class Trainer:
         """One step on this process's rows of a global batch of n images; returns the terms of the loss."""
         images = self.prepare(pixels, epoch, n)
         labels = self.labels[torch.as_tensor(rows, device=self.device)]
-        torch.manual_seed(self.noise_seed())
+        seed = [self.config.seed, self.step, self.here.rank]  # of dropout, which alone depends on the process
+        torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         frozen = is_frozen(self.config, self.step, self.total)
         terms = self.train_step(images, labels, rates(self.config, self.step, self.total), frozen)
         self.step += 1
@@ -195,10 +196,6 @@ class Trainer:
         rng = np.random.default_rng([c.seed, epoch, self.step])
         drawn = draw_augmentation(rng, n, c.h, c.w, Augmentation.of(c))
         return normalise(augment(pixels, drawn.part(self.here.share(n))))
-
-    def noise_seed(self) -> int:
-        """Seed of this step's dropout. Dropout alone depends on the number of processes."""
-        return int(np.random.SeedSequence([self.config.seed, self.step, self.here.rank]).generate_state(1)[0])
 
     def must_stop(self, signals: list[int], look: bool) -> bool:
         """Whether any process has received a stop signal. Several processes ask each other only if `look`."""
