@@ -5,12 +5,9 @@ __all__ = ["Extractor", "load_model"]
 
 def __getattr__(name: str):
     """Imports torch only when one of the names is used, so that the command line starts quickly."""
-    if name == "Extractor":
-        from reid.inference.extractor import Extractor
+    if name not in __all__:
+        raise AttributeError(f"module 'reid' has no attribute {name!r}")
+    from reid.inference.extractor import Extractor
+    from reid.models.weights import load_model
 
-        return Extractor
-    if name == "load_model":
-        from reid.models.weights import load_model
-
-        return load_model
-    raise AttributeError(f"module 'reid' has no attribute {name!r}")
+    return Extractor if name == "Extractor" else load_model
