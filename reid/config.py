@@ -84,10 +84,12 @@ class Config:
     )
     stripes: tuple[int, ...] = in_model((6, 4, 2), "cut into these numbers of stripes (rrid, pcb, mgn)", minimum=2)
     relation: str = in_model("one_vs_rest", "relate each part to the others, or do not (none)", CHOICES["relation"])
-    pooling: str = in_model("gcp", "compute the whole-body feature this way", CHOICES["pooling"])
+    pooling: str = in_model("gcp", "compute the feature of the whole image this way", CHOICES["pooling"])
     contrast: str = in_model("mean_of_rest", "contrast the maximum with this in GCP", CHOICES["contrast"])
     ce_on: str = in_model("all", "classify the features q, a and b, or only q", CHOICES["ce_on"])
     neck: str = in_model("none", "normalise before the classifier (strong_baseline)", CHOICES["neck"])
+    # written by import, for models of FastReID
+    unpadded_stem: bool = in_model(False, "pool the stem of a ResNet without padding", scripts=())
     classes: int = in_model(0, "set the number of outputs of a classifier (0: one per identity)")
 
     epochs: int = in_training(80, "train for this number of epochs of 4 x images / batch_size steps", minimum=1)

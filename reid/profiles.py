@@ -51,7 +51,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "warmup_epochs": 10,
     },
     # FastReID's configuration for Market-1501, without AutoAugment. Its 2,000 steps of warm-up and 1,000 with a frozen
-    # backbone are 10 and 5 epochs; its cosine ends at 0.2 % of the rate, ours at 0
+    # backbone are 10 and 5 epochs. Its warm-up starts at 10 % of the rate and its cosine ends at 0.2 %, ours at 0
     "sbs": {
         "backbone": "resnet50_ibn_a",
         "stripes": (),

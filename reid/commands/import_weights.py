@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def add_arguments(parser) -> None:
     parser.add_argument("source", metavar="SRC", help="the file: .pth, .pth.tar, .pt, .pkl, .safetensors")
     parser.add_argument("target", metavar="DST", help="the file to write")
-    parser.add_argument("--h", type=int, help="image height in training (default: RRID 384, others 256)")
+    parser.add_argument("--h", type=int, help="image height in training (default: that of the published training)")
     parser.add_argument("--w", type=int, default=128, help="image width in training (default 128)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing DST")
 

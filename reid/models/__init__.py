@@ -36,5 +36,7 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
         case _:
             variant = Variant(c.relation, c.pooling, c.contrast, c.ce_on)
             model = RRID(num_classes, c.stripes, c.backbone, variant)
+    if c.unpadded_stem:
+        model.base.maxpool = nn.MaxPool2d(3, 2, ceil_mode=True)
     model.num_classes = num_classes
     return model

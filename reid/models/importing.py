@@ -16,7 +16,7 @@ from reid.config import Config
 from reid.errors import InputError
 from reid.files import atomic_file, writing
 from reid.models import build_model
-from reid.models.backbone import build_backbone
+from reid.models.backbone import IBN, build_backbone
 from reid.models.layers import check_height
 from reid.models.published import from_published, is_published
 from reid.models.tensors import save_tensors
@@ -55,15 +55,15 @@ class Match:
 def import_weights(source: Path, target: Path, h: int | None = None, w: int = 128) -> Imported:
     """Reads any weights file without running its code, and writes `target`.
 
-    h, w: input size in pixels, which files of other programs do not contain; h None: 384 for RRID,
-    256 for other models. Raises MissingInput, InputError.
+    h, w: input size in pixels, which files of other programs do not contain; h None: that of the
+    published training. Raises MissingInput, InputError.
     """
     state, other = read_any(source)
     if is_published(state):
         kind = import_published(state, source, target, h or 384, w)
         return Imported(kind, list(state), set(state), other)
     match = find_backbone(state, source)
-    if whole := find_whole(state, match.backbone, h or 256, w):
+    if whole := find_whole(state, match.backbone, h, w):
         used = {k: state[name] for k, name in whole.names.items()}
         check_finite(used, source)
         save(target, used, whole.config, whole.classes, source)
@@ -108,7 +108,8 @@ def reasons(state: dict[str, Tensor]) -> str:
 
 def find_backbone(state: dict[str, Tensor], source: Path) -> Match:
     """The backbone whose tensors the state has. Raises InputError, which names the nearest one."""
-    matches = [match for name in BACKBONES for match in backbone_matches(state, name, source)]
+    names = [name for name in BACKBONES if name.endswith(IBN) == any(".IN." in key for key in state)]
+    matches = [match for name in names for match in backbone_matches(state, name, source)]
     if not matches:
         raise InputError(
             f"{source} has {len(state)} tensors ({', '.join(list(state)[:3])} ...), neither of "

@@ -1,7 +1,7 @@
 """SBS, the stronger baseline of FastReID: He et al. 2020 (arXiv 2006.02631).
 
-GeM pooling and a neck. The triplet loss uses the feature before the neck; the classifier and the
-test use the feature after it. FastReID's non-local blocks and AutoAugment are left out.
+GeM pooling and a neck. The triplet loss, the classifier and the test use the feature after the
+neck. FastReID's non-local blocks and AutoAugment are left out.
 """
 
 import torch
@@ -54,8 +54,7 @@ class SBS(nn.Module):
     def forward(self, images: Tensor) -> Tensor | Output:
         x = self.base(images)  # (N, C, h, w)
         with torch.autocast(images.device.type, enabled=False):
-            pooled = self.pool(x.to(self.pool.p.dtype))  # (N, C)
-            f = self.neck(pooled)  # (N, C)
+            f = self.neck(self.pool(x.to(self.pool.p.dtype)))  # (N, C)
             if not self.training:
                 return f[:, None]
-            return Output(pooled[:, None], classify(self.classifier, f)[:, None])
+            return Output(f[:, None], classify(self.classifier, f)[:, None])

@@ -95,8 +95,10 @@ def create(name: str, stride: int) -> Any:
             network = timm.create_model(name, num_classes=0, **arguments)
             network.some_size = (PROBE, PROBE)
             return network
-        except TypeError:  # not an argument of this network
+        except (TypeError, AssertionError):  # not an argument of this network, or not with this value
             continue
+        except RuntimeError as e:  # a tag of weights that do not exist, as in resnet50.none
+            raise InputError(f"--backbone timm:{name}: {e}") from e
     network = timm.create_model(name, num_classes=0)
     network.some_size = network.default_cfg["input_size"][1:]
     return network

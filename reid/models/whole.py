@@ -14,6 +14,14 @@ from torch import Tensor
 from reid.config import Config
 from reid.models import build_model
 
+FASTREID = {
+    "backbone.": "base.",
+    "heads.bottleneck.0.": "neck.",
+    "heads.weight": "classifier.weight",
+    "heads.classifier.weight": "classifier.weight",
+    "heads.pool_layer.p": "pool.p",
+}
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -37,13 +45,13 @@ class Whole:
 LAYOUTS = (
     Layout(
         "BagTricks of FastReID, assumed to pool by the mean",
-        {
-            "backbone.": "base.",
-            "heads.bottleneck.0.": "neck.",
-            "heads.weight": "classifier.weight",
-            "heads.classifier.weight": "classifier.weight",
-        },
-        {"model": "strong_baseline", "neck": "bnneck", "last_stride": 1},
+        FASTREID,
+        {"model": "strong_baseline", "neck": "bnneck", "last_stride": 1, "unpadded_stem": True},
+    ),
+    Layout(
+        "SBS of FastReID without non-local blocks, assumed to classify by cosines",
+        FASTREID,
+        {"model": "sbs", "h": 384, "unpadded_stem": True},
     ),
     Layout(
         "a ResNet of torchreid",
@@ -59,11 +67,10 @@ NORMALISATION = {"pixel_mean": (123.675, 116.28, 103.53), "pixel_std": (58.395, 
 OTHERS = {
     r"b1_head\.": "FastReID's MGN pools and reduces otherwise than mgn",
     r"backbone\.NL_\d": "it has non-local blocks of FastReID",
-    r"heads\.pool_layer\.p": "it pools by FastReID's generalised mean",
     r"(backbone\.)?conv2\.0\.conv2(a|\.0)\.": "it is an OSNet, which is not a backbone of this project",
     r"conv5\.layers\.": "torchreid's PCB reduces all stripes with the same weights",
     r"fc\.1\.running_mean": "torchreid's embedding ends with a ReLU",
-    r".*\.IN\.": "it has IBN layers",
+    r"(backbone\.)?layer1\.0\.se\.": "it has squeeze-and-excitation blocks",
 }
 
 
@@ -81,22 +88,24 @@ def other_normalisation(state: dict[str, Tensor]) -> list[str]:
     return found
 
 
-def find_whole(state: dict[str, Tensor], backbone: str, h: int, w: int) -> Whole | None:
+def find_whole(state: dict[str, Tensor], backbone: str, h: int | None, w: int) -> Whole | None:
     """The model in a file with this backbone; None unless exactly all tensors have a place.
 
-    h, w: input size in pixels.
+    h, w: input size in pixels; h None: that of the other project's configuration.
     """
     for layout in LAYOUTS:
         names = {ours(name, layout): name for name in state if name not in WITHOUT_PLACE}
         weight = state.get(names.get("classifier.weight", ""))
         classes = 0 if weight is None else len(weight)
-        config = Config(**layout.config, backbone=backbone, stripes=(), pretrained="none", h=h, w=w)
+        size = {"h": h or layout.config.get("h", 256), "w": w}
+        fields = {**layout.config, **size, "backbone": backbone, "stripes": (), "pretrained": "none"}
+        config = Config(**fields)
         with torch.device("meta"):
             own = build_model(config, classes).state_dict()
         needed = {k for k in own if not k.endswith("num_batches_tracked")}
         fits = all(k in own and own[k].shape == state[name].shape for k, name in names.items())
-        if fits and needed <= names.keys() and (classes or config.neck == "bnneck") and not other_normalisation(state):
-            kind = f"{layout.kind}: {config.model} on {backbone}, {classes} classes, {h}x{w}"
+        if fits and needed <= names.keys() and (classes or "neck.weight" in own) and not other_normalisation(state):
+            kind = f"{layout.kind}: {config.model} on {backbone}, {classes} classes, {config.h}x{w}"
             return Whole(kind, names, config, classes)
     return None
 

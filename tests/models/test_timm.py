@@ -75,6 +75,9 @@ def test_cut_networks_are_the_whole(name):
     ("timm:swin_tiny_patch4_window7_224", (64, 64), "last map at stride 32"),
     (TRANSFORMER, (100, 64), r"images of 100x64: Input height \(100\) should be divisible by patch size \(16\)"),
     ("timm:cait_xxs24_224", (64, 64), r"images of 64x64: .*\(224\)"),
+    ("timm:vgg11", (64, 64), "last map at stride 32, and timm cannot change it to 16"),
+    ("timm:hrnet_w18_small", (64, 64), "last map at stride 32, and timm cannot change it to 16"),
+    ("timm:resnet18.none", (64, 64), "--backbone timm:resnet18.none: Invalid pretrained tag"),
     ("timm:", (64, 64), "--backbone timm: is unknown"),
 ])  # fmt: skip
 def test_what_a_network_cannot_do(name, size, words):

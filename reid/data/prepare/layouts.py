@@ -104,7 +104,7 @@ def of_market(source: Source, rows: list[Row], places: dict[str, Place]) -> list
     if zeros := [r.name for r in rows if int(r.pid) == 0 and places[r.name].subset in ("train", "val", "query")]:
         raise InputError(
             f"{source.path}: {len(zeros):,} training or query images have pid 0000, which in Market-1501 is a "
-            "distractor of the gallery; give this person another number, or use --template "
+            "distractor of the gallery; give this identity another number, or use --template "
             f"'{{pid}}_c{{cam:1}}{{}}' instead of --layout market:{indented(zeros, 3)}"
         )
     return [row._replace(pid=JUNK) if row.pid.startswith("-") else row for row in rows]

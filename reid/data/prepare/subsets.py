@@ -71,8 +71,8 @@ def locate(source: Source, names: list[str], nested: bool = True) -> tuple[dict[
         lines = [f"{folder}/: {count:,} images" for folder, count in sorted(outside.items())]
         raise InputError(
             f"{source.path} has subset folders ({inside}) and images outside of them ({outside.total():,}); "
-            "move or remove the latter. The name of a subset is never an identity; for a person of such a name, rename "
-            f"the folder or use a list:{indented(lines)}"
+            "move or remove the latter. The name of a subset is never an identity; for an identity of such a name, "
+            f"rename the folder or use a list:{indented(lines)}"
         )
     copies = find_copies(source, places, folders_of["train"])
     if copies:
