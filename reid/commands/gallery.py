@@ -251,20 +251,19 @@ def search(a) -> int:
     extractor = open_extractor(a, len(images))
     gallery.refuse_other(fingerprint(extractor))
     read = read_images(images, extractor.size, extractor.num_workers, extractor.device, a.skip_bad)
-    queries = [image.path for image in read.images]
+    titles = queries = [image.path for image in read.images]
     batches = read.store.batches(in_order(len(queries), extractor.batch_size))
     features = extract(extractor.engine, batches, len(queries))
     if a.multi_query != "none":
         features = pool(features, a.multi_query)[None]
-        print(f"{a.multi_query} of {len(queries)} images:")
-        queries = queries[:1]
+        titles = [f"{a.multi_query} of {len(queries)} images: {', '.join(queries)}"]
     found = gallery.search(features, a.top, a.threshold, Only(a.pids, a.camids))
-    for image, answers in zip(queries, found):
-        print(f"{image}\n{as_text(answers)}")
+    for title, answers in zip(titles, found):
+        print(f"{title}\n{as_text(answers)}")
         if not answers.names:
             print(f"  no entry within {a.threshold:g}")
     if a.csv:
-        write_csv(Path(a.csv), CSV_COLUMNS, csv_rows(queries, found))
+        write_csv(Path(a.csv), CSV_COLUMNS, csv_rows(titles, found))
     if a.picture:
         root = Path(a.root) if a.root else folder_of(a.gallery)
         picture, missing = draw_answers(queries, found, root)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import uvicorn
@@ -23,7 +23,7 @@ from reid.gallery.store import Answers, Only
 from reid.report import html, slots
 from reid.serve.batches import Busy
 from reid.serve.guard import Guard, Protocol, refuse
-from reid.serve.service import New, Refused, Service
+from reid.serve.service import New, Refused, Service, one_query
 
 logger = logging.getLogger(__name__)
 
@@ -121,25 +121,32 @@ def make_app(service: Service) -> FastAPI:
     return app
 
 
+def only_of(pid: Labels = [], camid: Labels = []) -> Only:  # noqa: B006 (FastAPI copies them)
+    return Only(tuple(pid), tuple(camid))
+
+
 def add_searches(app: FastAPI, service: Service) -> None:
     @app.post("/v1/search", dependencies=[BEARER], response_model_exclude_unset=True)
     async def search(
         request: Request,
         image: Images,
+        only: Annotated[Only, Depends(only_of)],
         top: Annotated[int, Query(ge=1, le=service.limits.top)] = 10,
         threshold: Annotated[float, Query(ge=0, le=4)] = 4.0,
-        pid: Labels = [],  # noqa: B006 (FastAPI copies it)
-        camid: Labels = [],  # noqa: B006
+        multi_query: Literal["none", "mean", "max"] = "none",
         explain: bool = False,
     ) -> Found | FoundMany:
         """The nearest entries of one or more images, of these identities and cameras only if some are given.
 
+        multi_query: search once, with the mean or maximum of all images, which show one person.
         explain: also the distance in each slot of the descriptor, and a thumbnail.
         """
 
         async def work() -> list[Found]:
             descriptors = await service.descriptors(await contents(image))
-            found = await service.search(descriptors, top, threshold, Only(tuple(pid), tuple(camid)))
+            if multi_query != "none":
+                descriptors = one_query(descriptors, multi_query)
+            found = await service.search(descriptors, top, threshold, only)
             if not explain:
                 return [as_json(answers) for answers in found]
             return [await explained(service, row, answers) for row, answers in zip(descriptors, found)]

@@ -17,6 +17,7 @@ from reid.data.images import numbers_of
 from reid.data.labels import Labels
 from reid.data.loader import open_image, resized
 from reid.errors import InputError
+from reid.evaluation.pooling import pool
 from reid.files import atomic_file, writing
 from reid.gallery.store import Answers, Entries, Fingerprint, Listing, Only, Store
 from reid.inference.describe import describe
@@ -111,8 +112,8 @@ class Service:
         """Finishes what was begun."""
         for part in (self.images, self.queries):
             part.close()
-        for pool in (self.decoders, self.changes):
-            pool.shutdown()
+        for workers in (self.decoders, self.changes):
+            workers.shutdown()
 
     def describe(self, pixels: list[np.ndarray]) -> np.ndarray:
         """(n, S, D) descriptors of n images (h, w, 3)."""
@@ -224,6 +225,14 @@ class Service:
                 with writing(path):
                     path.unlink()
         return count
+
+
+def one_query(descriptors: np.ndarray, how: str) -> np.ndarray:
+    """(1, F), pooled from the descriptors (N, F) of several images. Raises Refused."""
+    try:
+        return pool(descriptors, how)[None]
+    except InputError as e:
+        raise Refused(422, str(e)) from e
 
 
 def cut(answers: Answers, query: Query) -> Answers:

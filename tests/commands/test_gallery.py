@@ -1,5 +1,6 @@
 """python -m reid gallery: every action, and what it refuses."""
 
+import csv
 import os
 import shutil
 
@@ -56,6 +57,15 @@ def test_the_commands(weights, tiny, tmp_path, script, monkeypatch):
         assert drawn.size[0] > drawn.size[1] / 2
         shown = np.asarray(drawn)
     assert np.ptp(shown.reshape(-1, 3), axis=0).min() > 100
+
+    several = [str(p) for p in images[:3]]
+    table = tmp_path / "pooled.csv"
+    pooled = ["--images", *several, "--multi_query", "mean", "--top", 1, "--csv", table]
+    done = run("search", g, "--weights", weights, *pooled)
+    title = f"mean of 3 images: {', '.join(several)}"
+    assert done.stdout.splitlines()[1] == title and len(done.stdout.splitlines()) == 4
+    with open(table, newline="", encoding="utf-8") as f:
+        assert [row["query"] for row in csv.DictReader(f)] == [title]
 
     none = run("search", g, "--weights", weights, "--images", images[30], "--threshold", "0")
     assert none.returncode == 0 and "no entry within 0" in none.stdout

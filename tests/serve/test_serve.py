@@ -20,12 +20,13 @@ from serve.client import Client, form, picture, serving, wait_for
 
 from reid.__main__ import main
 from reid.errors import InputError, StoreUnavailable
+from reid.evaluation.pooling import POOLS, pool
 from reid.files import locked
 from reid.gallery.hdf5 import Gallery
 from reid.gallery.store import Entries, Fingerprint, Only
 from reid.inference.extractor import Extractor
 from reid.serve import guard
-from reid.serve.service import Limits, Setup, is_safe
+from reid.serve.service import Limits, Refused, Setup, is_safe, one_query
 
 SEARCH, ENTRIES = "/v1/search", "/v1/entries"
 TOKEN = "a token of some length"
@@ -123,6 +124,23 @@ def test_searches_of_every_kind(extractor, gallery, images):
         assert client.names(images[10], pid="nobody") == []
         status, info, _ = client.ask("GET", "/v1/gallery")
         assert status == 200 and info["entries"] == 12 and info["weights"] == extractor.sha256
+
+
+@pytest.mark.parametrize("how", [*POOLS])
+def test_several_images_are_one_query(how, extractor, gallery, images):
+    query = pool(extractor(images[12:15]), how)
+    [expected] = Gallery(gallery).search(query[None], 5, only=Only((), ("1",)))
+    with serving(extractor, gallery) as client:
+        answers = client.search(*images[12:15], multi_query=how, top=5, camid="1", explain=True)["answers"]
+        assert "'mean' or 'max'" in client.refused(422, "POST", SEARCH + "?multi_query=median", images[:1])
+    assert [a["name"] for a in answers] == expected.names
+    np.testing.assert_allclose([a["distance"] for a in answers], expected.distances, atol=1e-5)
+    assert all(abs(sum(a["parts"]) - a["distance"]) < 1e-4 for a in answers)
+
+
+def test_a_pooled_query_of_length_zero_is_refused():
+    with pytest.raises(Refused, match="is zero"):
+        one_query(np.array([[1, 0], [-1, 0]]), "mean")
 
 
 def test_explained_answers_have_parts_that_sum_to_the_distance(extractor, gallery, images):
