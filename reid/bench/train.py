@@ -103,8 +103,8 @@ def step_forms(work: Work, no_plain: bool, compiled: bool) -> dict[str, Callable
     for precision in PRECISIONS:
         forms[f"RRID, {precision}"] = rrid_step(work, precision)
         forms[f"bare {work.backbone}, {precision}"] = bare_step(work, precision)
-    if compiled:
-        forms["RRID, bf16, compiled"] = rrid_step(work, "bf16", compiled=True)
+        if compiled:
+            forms[f"RRID, {precision}, compiled"] = rrid_step(work, precision, compiled=True)
     return forms
 
 
