@@ -225,8 +225,9 @@ def from_features(a, target: Path) -> tuple[Fingerprint, Entries]:
 def remove(a) -> int:
     if not a.names and not a.pids:
         raise InputError("give --names or --pids of the entries to remove")
-    if "-1" in a.pids:
-        raise InputError("--pids -1: entries without identity have none; remove them by --names")
+    if unknown := {"", "-1"} & {*a.pids}:
+        label = unknown.pop() or '""'
+        raise InputError(f"--pids {label}: entries without identity have none; remove them by --names")
     gallery = open_gallery(a.gallery)
     names, identities = set(a.names), set(a.pids)
 

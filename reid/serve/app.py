@@ -182,7 +182,7 @@ def add_changes(app: FastAPI, service: Service) -> None:
     @app.delete("/v1/entries", dependencies=[BEARER])
     async def remove(name: Labels = [], pid: Labels = []) -> Removed:  # noqa: B006
         """Removes entries by their names and all entries of identities, and their kept images. All or none."""
-        if not (name or pid) or "-1" in pid:
+        if not (name or pid) or {"", "-1"} & {*pid}:
             raise Refused(422, "expected the name or the pid of entries; entries without identity have only names")
         return Removed(removed=await service.change(service.remove, name, pid))
 

@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import ipaddress
+import re
 import time
 from typing import Any
 
@@ -133,8 +134,9 @@ def refuse(status: int, reason: str) -> JSONResponse:
 
 
 def name_of(host: str) -> str:
-    """The name in a Host header, without its port."""
-    return host.partition("]")[0].strip("[") if host.startswith("[") else host.partition(":")[0]
+    """The name in a Host header, without its port; "" if the header is malformed."""
+    parts = re.fullmatch(r"(\[[^]]*\]|[^:]*)(:[0-9]*)?", host)
+    return parts[1].strip("[]").lower() if parts else ""
 
 
 def is_loopback(host: str) -> bool:

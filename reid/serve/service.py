@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import logging
+import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow reads more, some of them with
 PATIENCE = 0.005  # seconds for which an incomplete batch waits
 SEARCHES = 64  # in one pass over the gallery
 LONGEST = 200  # characters of a name or label
+DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # on Windows they are not files
 THUMBNAIL = (96, 60)  # height in pixels, quality
 
 
@@ -183,8 +185,10 @@ class Service:
     def add(self, new: New, descriptors: np.ndarray) -> int:
         """Adds images; returns the new number of entries. Raises Refused, InputError."""
         check_new(new)
+        if outside := [name for name in new.names if self.setup.keep and not self.place(name)]:
+            raise Refused(422, f"the name {outside[0]!r} cannot be used; its folder is not in that of kept images")
         taken = self.gallery.present(new.names)
-        taken |= {name for name in new.names for folder in self.setup.folders if (folder / name).exists()}
+        taken |= {name for name in new.names for folder in self.setup.folders if os.path.lexists(folder / name)}
         if taken:
             raise Refused(409, f"the name {min(taken)!r} is used already; nothing was added")
         count = len(new.names)
@@ -198,6 +202,13 @@ class Service:
             self.remove(new.names, [])
             raise
         return len(self.gallery)
+
+    def place(self, name: str) -> Path | None:
+        """Where the image of an entry is kept; None if nowhere, or if a link leads out of the folder."""
+        keep = self.setup.keep
+        if keep is None or not is_safe(name) or not (keep / name).parent.resolve().is_relative_to(keep.resolve()):
+            return None
+        return keep / name
 
     def keep_images(self, new: New) -> None:
         if self.setup.keep is None:
@@ -221,7 +232,7 @@ class Service:
 
         count = self.gallery.remove(chosen)
         for name in removed:
-            if self.setup.keep is not None and is_safe(name) and (path := self.setup.keep / name).is_file():
+            if (path := self.place(name)) and path.is_file():
                 with writing(path):
                     path.unlink()
         return count
@@ -246,7 +257,8 @@ def is_safe(name: str) -> bool:
     """Whether a name is a relative path that stays in its folder, on every system."""
     path = PurePosixPath(name)
     plain = name.isprintable() and not re.search(r'[\\:*?"<>|]', name) and len(name) <= LONGEST
-    return plain and str(path) == name != "." and not path.is_absolute() and ".." not in path.parts
+    parts = all(part[-1] not in ". " and not DEVICE.fullmatch(part) for part in path.parts)
+    return plain and parts and str(path) == name and not path.is_absolute()
 
 
 def check_new(new: New) -> None:

@@ -82,13 +82,13 @@ def form(images, fields) -> bytes:
 
 
 @contextmanager
-def serving(extractor, gallery: Path, setup: Setup | None = None, token: str | None = None):
+def serving(extractor, gallery: Path | str, setup: Setup | None = None, token: str | None = None):
     """A running server; yields its Client, which has the Service as an attribute."""
     service = Service(extractor, open_gallery(str(gallery)), setup or Setup())
     server, listening = make_server(service, token), listen("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
-    client = Client(listening.getsockname()[1], token or "", (str(gallery.parent), "Traceback"))
+    client = Client(listening.getsockname()[1], token or "", (str(Path(gallery).parent), "Traceback"))
     client.service = service
     try:
         wait_for(lambda: server.started)

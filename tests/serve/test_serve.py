@@ -22,6 +22,7 @@ from reid.__main__ import main
 from reid.errors import InputError, StoreUnavailable
 from reid.evaluation.pooling import POOLS, pool
 from reid.files import locked
+from reid.gallery.address import create_gallery
 from reid.gallery.hdf5 import Gallery
 from reid.gallery.store import Entries, Fingerprint, Only
 from reid.inference.extractor import Extractor
@@ -239,7 +240,8 @@ def test_nothing_is_kept_without_being_asked(extractor, gallery, images, tmp_pat
     assert sorted(p.name for p in tmp_path.iterdir()) == ["g.h5"]
 
 
-@pytest.mark.parametrize("name", ["../x.png", "/etc/x", "a/../b", "a\\b", "C:x", "", ".", "a//b", "x\n", "n" * 201])
+@pytest.mark.parametrize("name", ["../x.png", "/etc/x", "a/../b", "a\\b", "C:x", "", ".", "a//b", "x\n", "n" * 201,
+                                  "nul", "a/CON.png", "a./b", "a.png "])  # fmt: skip
 def test_names_that_leave_the_folder_are_refused(name, extractor, gallery, tmp_path):
     assert not is_safe(name) and is_safe("folder/a b-1.png")
 
@@ -254,8 +256,30 @@ def test_entries_that_cannot_be_added(extractor, gallery, images, tmp_path):
         assert "its own" in client.refused(422, "POST", ENTRIES, one * 2)
         assert "label" in client.refused(422, "POST", ENTRIES, one, pid="a\tb")
         assert "used already" in client.refused(409, "POST", ENTRIES, one, name="private.png")  # would be shown
-        assert "expected" in client.refused(422, "DELETE", ENTRIES)
-        assert len(Gallery(gallery)) == 12 and not (tmp_path / "kept").exists()
+        client.ask("POST", ENTRIES, one)  # without identity
+        for everything in ("", "?pid=", "?pid=-1", "?pid=1&pid="):
+            assert "only names" in client.refused(422, "DELETE", ENTRIES + everything)
+        assert client.ask("DELETE", ENTRIES + "?name=a.png")[1] == {"removed": 1}
+        assert len(Gallery(gallery)) == 12 and not list((tmp_path / "kept").glob("*"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows makes links for administrators only")
+def test_links_do_not_lead_out_of_the_kept_images(extractor, gallery, tmp_path):
+    keep, outside = tmp_path / "kept", tmp_path / "outside"
+    [folder.mkdir() for folder in (keep, outside)]
+    (keep / "link").symlink_to(outside)
+    (keep / "absent.png").symlink_to(outside / "new.png")
+    with serving(extractor, gallery, Setup(keep=keep)) as client:
+        assert "kept images" in client.refused(422, "POST", ENTRIES, [("a.png", picture(1))], name="link/a.png")
+        assert "used already" in client.refused(409, "POST", ENTRIES, [("a.png", picture(1))], name="absent.png")
+        assert not [*outside.iterdir()] and len(Gallery(gallery)) == 12
+        (keep / "link").unlink()
+        (keep / "link").mkdir()
+        assert client.ask("POST", ENTRIES, [("a.png", picture(1))], name="link/a.png")[0] == 201
+        os.rename(keep / "link", outside / "link")
+        (keep / "link").symlink_to(outside / "link")
+        assert client.ask("DELETE", ENTRIES + "?name=link/a.png")[1] == {"removed": 1}
+    assert (outside / "link/a.png").is_file()
 
 
 def test_two_servers_on_one_gallery(extractor, gallery, images):
@@ -392,6 +416,32 @@ def test_a_store_that_does_not_answer(extractor, gallery, images, monkeypatch):
         assert client.names(images[0])
 
 
+def test_a_store_that_goes_and_returns(extractor, images, tmp_path, monkeypatch):
+    """A real server of Milvus, which is stopped and started again; the search server is not."""
+    pytest.importorskip("pymilvus")
+    pytest.importorskip("milvus_lite")
+    from gallery.test_milvus import serving as milvus
+
+    from reid.gallery import milvus as module
+
+    monkeypatch.setattr(module, "TIMEOUT", 2.0)
+    with milvus(tmp_path / "store.db") as port:
+        address = f"milvus:http://127.0.0.1:{port}#people"
+        mark = Fingerprint(extractor.sha256, "64x32", True)
+        places = np.zeros(4, np.int64)
+        create_gallery(address, mark, Entries(extractor(images[:4]), [*"abcd"], places, places))
+        running = serving(extractor, address)
+        client = running.__enter__()
+    try:
+        for request in (("POST", SEARCH, images[2:3]), ("GET", "/health")):
+            assert "does not answer" in client.refused(503, *request)
+        with milvus(tmp_path / "store.db", port):
+            wait_for(lambda: client.ask("GET", "/health")[0] == 200, 40)
+            assert client.names(images[2])[0] == "c"
+    finally:
+        running.__exit__(None, None, None)
+
+
 def test_a_slow_client_is_refused_and_delays_nobody(extractor, gallery, images):
     body = form([("a.png", picture(1))], {})
     head = "POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=limit\r\n"
@@ -456,7 +506,8 @@ def test_without_token_only_this_machine_and_its_own_page(extractor, gallery):
     with serving(extractor, gallery) as client:
         here = f"localhost:{client.port}"
         assert client.ask("GET", "/v1/gallery", headers={"Host": here, "Origin": f"http://{here}"})[0] == 200
-        for headers in ({"Host": "evil.example"}, {"Host": "localhost.evil.example"}, {"Host": ""},
+        assert client.ask("GET", "/v1/gallery", headers={"Host": "LocalHost"})[0] == 200
+        for headers in ({"Host": "evil.example"}, {"Host": "[::1].evil"}, {"Host": "localhost:1:2"}, {"Host": "localhost.evil.example"}, {"Host": ""},
                         {"Host": here, "Origin": "http://evil.example"}, {"Origin": "null"}):  # fmt: skip
             assert client.ask("GET", "/v1/gallery", headers=headers)[0] == 403
 
