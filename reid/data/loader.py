@@ -92,6 +92,8 @@ def open_image(content: bytes, most: int = MAX_PIXELS, formats: tuple[str, ...] 
     except UnidentifiedImageError as e:
         if content[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1"):
             raise InputError("is a HEIC image; pip install pillow-heif, or convert it to JPEG") from e
+        if formats:
+            raise InputError(f"is not an image in one of the formats {', '.join(formats)}") from e
         raise InputError(f"is not an image; it begins with {content[:16]!r}") from e
     except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and others for bad files
         raise InputError(f"is damaged: {e}") from e

@@ -13,7 +13,9 @@ function say(text, problem = false) {
 async function ask(address, options = {}) {
   const token = sessionStorage.getItem("token");
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
-  const response = await fetch(address, { ...options, headers });
+  const response = await fetch(address, { ...options, headers }).catch(() => {
+    throw new Error("the server does not answer; try again later");
+  });
   byId("token").hidden = response.status !== 401;
   const fault = { detail: `the server answered with status ${response.status}` };
   const content = await response.json().catch(() => fault); // an unexpected error is not JSON
@@ -36,6 +38,8 @@ async function start() {
 function choose(file) {
   if (!file) return;
   image = file;
+  answers.replaceChildren(); // they belong to the image before
+  byId("reading").hidden = true;
   if (byId("query").src) URL.revokeObjectURL(byId("query").src);
   byId("query").src = URL.createObjectURL(file);
   byId("query").alt = `the image that is searched, ${file.name}`;
@@ -118,6 +122,7 @@ function toggle(button, answer, parts) {
   button.closest("li").after(why);
 }
 
+byId("query").addEventListener("error", () => (byId("query").hidden = true)); // not an image
 for (const id of ["file", "camera"]) byId(id).addEventListener("change", (event) => choose(event.target.files[0]));
 for (const kind of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {

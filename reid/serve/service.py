@@ -258,7 +258,7 @@ def is_safe(name: str) -> bool:
     path = PurePosixPath(name)
     plain = name.isprintable() and not re.search(r'[\\:*?"<>|]', name) and len(name) <= LONGEST
     parts = all(part[-1] not in ". " and not DEVICE.fullmatch(part) for part in path.parts)
-    return plain and parts and str(path) == name and not path.is_absolute()
+    return plain and parts and str(path) == name != "." and not path.is_absolute()
 
 
 def check_new(new: New) -> None:

@@ -120,10 +120,14 @@ def test_drop_paste_and_messages(browser, extractor, gallery):
             assert "5.png" in browser.run(f"{CARDS}[0].innerText")
         browser.run(DROP % ("AAAA", "drop"))
         wait(browser, "document.getElementById('status').textContent.includes('is not an image')")
+        assert browser.run(f"{CARDS}.length") == 0  # those of the image before
+        wait(browser, "document.getElementById('query').hidden")
         assert browser.run("getComputedStyle(document.querySelector('#status'), '::before').content") == '"Problem: "'
         choose(browser, gallery.parent / "0.png", "#camera")
         wait(browser, "document.getElementById('status').textContent.startsWith('2 answers')")
         assert browser.run("document.getElementById('camera').getAttribute('capture')") == "environment"
+    choose(browser, gallery.parent / "1.png")  # the server is stopped
+    wait(browser, "document.getElementById('status').textContent.includes('does not answer')")
 
 
 def test_the_token_is_asked_for(browser, extractor, gallery):

@@ -507,7 +507,8 @@ def test_without_token_only_this_machine_and_its_own_page(extractor, gallery):
         here = f"localhost:{client.port}"
         assert client.ask("GET", "/v1/gallery", headers={"Host": here, "Origin": f"http://{here}"})[0] == 200
         assert client.ask("GET", "/v1/gallery", headers={"Host": "LocalHost"})[0] == 200
-        for headers in ({"Host": "evil.example"}, {"Host": "[::1].evil"}, {"Host": "localhost:1:2"}, {"Host": "localhost.evil.example"}, {"Host": ""},
+        for headers in ({"Host": "evil.example"}, {"Host": "[::1].evil"}, {"Host": "localhost:1:2"},
+                        {"Host": "localhost.evil.example"}, {"Host": ""},
                         {"Host": here, "Origin": "http://evil.example"}, {"Origin": "null"}):  # fmt: skip
             assert client.ask("GET", "/v1/gallery", headers=headers)[0] == 403
 
