@@ -105,7 +105,7 @@ def make_app(service: Service) -> FastAPI:
         yield
         await asyncio.to_thread(service.close)
 
-    about = "Person search by image. Distances are squared Euclidean, 0 to 4."
+    about = "Search of a gallery by image. Distances are squared Euclidean, 0 to 4."
     app = FastAPIOffline(
         redoc_url=None,
         title="RRID gallery",
@@ -138,7 +138,7 @@ def add_searches(app: FastAPI, service: Service) -> None:
     ) -> Found | FoundMany:
         """The nearest entries of one or more images, of these identities and cameras only if some are given.
 
-        multi_query: search once, with the mean or maximum of all images, which show one person.
+        multi_query: search once, with the mean or maximum of all images, which show one identity.
         explain: also the distance in each slot of the descriptor, and a thumbnail.
         """
 
