@@ -16,6 +16,7 @@ from fastapi.responses import FileResponse, Response
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
+from starlette.datastructures import FormData
 
 from reid.errors import InputError, StoreUnavailable
 from reid.files import FULL
@@ -23,7 +24,7 @@ from reid.gallery.store import Answers, Only
 from reid.report import html, slots
 from reid.serve.batches import Busy
 from reid.serve.guard import Guard, Protocol, refuse
-from reid.serve.service import New, Refused, Service, one_query
+from reid.serve.service import LONGEST, New, Refused, Service, one_query
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +37,30 @@ FILES = {
     "/bands.js": REPORT / "bands.js",
 }
 CLIENT_LEFT = 499  # nobody reads it; for the metrics
-BEARER = Depends(HTTPBearer(auto_error=False))  # for the OpenAPI page; guard.py checks the token
 T = TypeVar("T")
 Images = Annotated[list[UploadFile], File(description="JPEG, PNG, WebP or BMP")]
 Labels = Annotated[list[str], Query()]
+
+
+async def all_known(request: Request) -> None:
+    """Raises Refused for an unknown parameter or field, and for a repeated one that takes one value."""
+    schemas = request.app.openapi()
+    operation = schemas["paths"][request.scope["route"].path][request.method.lower()]
+    parameters = {p["name"]: p["schema"] for p in operation.get("parameters", [])}
+    fields: dict[str, Any] = {}
+    for content in operation.get("requestBody", {}).get("content", {}).values():
+        fields |= schemas["components"]["schemas"][content["schema"]["$ref"].rpartition("/")[2]]["properties"]
+    form = await request.form() if fields else FormData()
+    for what, given, known in (("parameter", request.query_params, parameters), ("field", form, fields)):
+        for name in given:
+            if name not in known:
+                raise Refused(422, f"unknown {what} {name[:LONGEST]!r}; known are {', '.join(known) or 'none'}")
+            if known[name].get("type") != "array" and len(given.getlist(name)) > 1:
+                raise Refused(422, f"the {what} {name!r} is given {len(given.getlist(name))} times; expected once")
+
+
+# the first is for the OpenAPI page: guard.py checks the token
+REQUEST = [Depends(HTTPBearer(auto_error=False)), Depends(all_known)]
 
 
 class Answer(BaseModel):
@@ -126,7 +147,7 @@ def only_of(pid: Labels = [], camid: Labels = []) -> Only:  # noqa: B006 (FastAP
 
 
 def add_searches(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/search", dependencies=[BEARER], response_model_exclude_unset=True)
+    @app.post("/v1/search", dependencies=REQUEST, response_model_exclude_unset=True)
     async def search(
         request: Request,
         image: Images,
@@ -154,7 +175,7 @@ def add_searches(app: FastAPI, service: Service) -> None:
         found = await unless_left(request, work())
         return found[0] if len(found) == 1 else FoundMany(queries=found)
 
-    @app.post("/v1/describe", dependencies=[BEARER])
+    @app.post("/v1/describe", dependencies=REQUEST)
     async def describe(request: Request, image: Images) -> Described:
         """The descriptor of each image: unit length, comparable only with those of the same weights."""
 
@@ -166,7 +187,7 @@ def add_searches(app: FastAPI, service: Service) -> None:
 
 
 def add_changes(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/entries", dependencies=[BEARER], status_code=201)
+    @app.post("/v1/entries", dependencies=REQUEST, status_code=201)
     async def add(
         image: Images,
         name: Annotated[list[str], Form()] = [],  # noqa: B006
@@ -179,7 +200,7 @@ def add_changes(app: FastAPI, service: Service) -> None:
         descriptors = await service.descriptors(images)
         return Added(added=len(images), entries=await service.change(service.add, new, descriptors))
 
-    @app.delete("/v1/entries", dependencies=[BEARER])
+    @app.delete("/v1/entries", dependencies=REQUEST)
     async def remove(name: Labels = [], pid: Labels = []) -> Removed:  # noqa: B006
         """Removes entries by their names and all entries of identities, and their kept images. All or none."""
         if not (name or pid) or {"", "-1"} & {*pid}:
@@ -188,7 +209,7 @@ def add_changes(app: FastAPI, service: Service) -> None:
 
 
 def add_views(app: FastAPI, service: Service) -> None:
-    @app.get("/v1/gallery", dependencies=[BEARER])
+    @app.get("/v1/gallery", dependencies=REQUEST)
     async def gallery() -> dict[str, Any]:
         """Size and properties of the gallery, the slots of its descriptors, and the limits of this server."""
         count, info = await asyncio.to_thread(lambda: (len(service.gallery), service.gallery.info()))
@@ -202,7 +223,7 @@ def add_views(app: FastAPI, service: Service) -> None:
         await asyncio.to_thread(len, service.gallery)
         return {"status": "ok"}
 
-    @app.get("/metrics", dependencies=[BEARER], response_class=Response)
+    @app.get("/metrics", dependencies=REQUEST, response_class=Response)
     async def metrics() -> Response:
         """Counters in Prometheus' text format."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")

@@ -139,6 +139,18 @@ def test_several_images_are_one_query(how, extractor, gallery, images):
     assert all(abs(sum(a["parts"]) - a["distance"]) < 1e-4 for a in answers)
 
 
+def test_nothing_that_is_given_is_ignored(extractor, gallery, images):
+    with serving(extractor, gallery) as client:
+        assert "'topp'" in client.refused(422, "POST", SEARCH + "?topp=3", images[:1])
+        assert "known are image" in client.refused(422, "POST", SEARCH, images[:1], top="3")
+        assert "'pid'" in client.refused(422, "POST", ENTRIES + "?pid=anna", [("a.png", picture(0))])
+        assert "2 times" in client.refused(422, "POST", ENTRIES, [("a.png", picture(0))], pid=["anna", "bob"])
+        assert "2 times" in client.refused(422, "POST", SEARCH + "?top=1&top=2", images[:1])
+        assert "'camid'" in client.refused(422, "DELETE", ENTRIES + "?pid=1&camid=1")
+        assert "known are none" in client.refused(422, "GET", "/v1/gallery?top=1")
+        assert client.ask("GET", "/v1/gallery")[1]["entries"] == 12
+
+
 def test_a_pooled_query_of_length_zero_is_refused():
     with pytest.raises(Refused, match="is zero"):
         one_query(np.array([[1, 0], [-1, 0]]), "mean")
