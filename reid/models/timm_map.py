@@ -131,10 +131,11 @@ def timm_file(name: str, folder: Path) -> Path:
     except InputError:
         raise
     except Exception as e:  # the clients of its hubs raise many types
+        cause = str(e).split(". ")[0]
         raise MissingInput(
             f"no weights for timm:{name}: {folder}/timm-{name}.pth (or .safetensors) does not exist and timm's "
-            f"download failed ({type(e).__name__}: {e}). Put that file into {folder}/, or start from random weights "
-            "with --pretrained none"
+            f"download failed ({type(e).__name__}: {cause}); put that file into {folder}/, or start from random "
+            "weights with --pretrained none"
         ) from e
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as temporary:
